@@ -1,0 +1,1 @@
+"""mi_align: RLHF, DPO and contrastive learning as one thing."""

@@ -1,0 +1,158 @@
+"""Shapes, dtypes and ranges: what may enter, and the wording of every error.
+
+Shapes and dtypes are known at trace time and are checked there, by the functions that compute. The value of a traced
+hyper-parameter is not, so ranges are looked at where there is a value to look at: in an eager call (the
+`objective` decorator), in `Method.configure` and in the command line, all from the one table `RANGES`.
+
+Every message names the argument, says what came, what was wanted, and what to do about it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+__all__ = [
+    "RANGES",
+    "Range",
+    "broadcastable",
+    "floating",
+    "mask",
+    "negatives_match",
+    "number",
+    "same_shape",
+    "unknown_name",
+]
+
+
+def floating(**arrays: Any) -> None:
+    """Every argument is a floating-point array (or Python float)."""
+    for name, x in arrays.items():
+        dtype = jnp.result_type(x)
+        if not jnp.issubdtype(dtype, jnp.floating):
+            raise TypeError(
+                f"`{name}` has dtype {dtype}, but a floating-point array was wanted. "
+                f"Convert it, e.g. `{name}.astype(jnp.float32)`."
+            )
+
+
+def same_shape(**arrays: Any) -> None:
+    """All arguments have one shape: nothing is broadcast silently."""
+    shapes = {name: jnp.shape(x) for name, x in arrays.items()}
+    if len(set(shapes.values())) > 1:
+        came = ", ".join(f"`{name}` {list(shape)}" for name, shape in shapes.items())
+        raise ValueError(
+            f"shapes differ: {came}. One shape was wanted, an entry an example; broadcast explicitly with "
+            "`jnp.broadcast_to` if that is meant."
+        )
+
+
+def negatives_match(positive: Any, negatives: Any) -> None:
+    """`negatives` is `positive`'s shape with one more axis at its end, of K ≥ 1 candidates."""
+    wanted, came = jnp.shape(positive), jnp.shape(negatives)
+    if len(came) != len(wanted) + 1 or came[:-1] != wanted:
+        raise ValueError(
+            f"`negatives` has shape {list(came)} and `positive` {list(wanted)}, but {[*wanted, 'K']} was wanted: "
+            "the same batch, then an axis of K negatives. For one negative each, pass `negatives[..., None]`."
+        )
+    if came[-1] == 0:
+        raise ValueError(
+            f"`negatives` has shape {list(came)}: K = 0 negatives. At least one was wanted; mask candidates that are "
+            "missing with `where` instead of leaving the axis empty."
+        )
+
+
+def mask(where: Any, like: Any, *, name: str = "where", of: str = "the scores") -> None:
+    """`where` is None, or boolean and of exactly the shape of `like`."""
+    if where is None:
+        return
+    dtype = jnp.result_type(where)
+    if dtype != jnp.bool_:
+        raise TypeError(
+            f"`{name}` has dtype {dtype}, but a boolean mask was wanted (True = keep). Convert it, e.g. `{name} != 0`."
+        )
+    if jnp.shape(where) != jnp.shape(like):
+        raise ValueError(
+            f"`{name}` has shape {list(jnp.shape(where))}, but {of} have shape {list(jnp.shape(like))}: the same was "
+            "wanted, one bool an entry (True = keep)."
+        )
+
+
+def broadcastable(shape: tuple[int, ...], **arrays: Any) -> None:
+    """Every argument broadcasts to `shape`: a scalar, or one value an example."""
+    for name, x in arrays.items():
+        try:
+            fits = np.broadcast_shapes(jnp.shape(x), shape) == tuple(shape)
+        except ValueError:
+            fits = False
+        if not fits:
+            raise ValueError(
+                f"`{name}` has shape {list(jnp.shape(x))}, but the batch has shape {list(shape)}: a scalar or one "
+                "value an example was wanted."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Range:
+    """Where a real hyper-parameter may lie, and what to tell the user whose value does not."""
+
+    above: float | None = None
+    at_least: float | None = None
+    below: float | None = None
+    at_most: float | None = None
+    remedy: str = ""
+
+    def describe(self) -> str:
+        """The bounds as text: `≥ 0 and < 0.5`."""
+        signs = [(">", self.above), ("≥", self.at_least), ("<", self.below), ("≤", self.at_most)]
+        return " and ".join(f"{sign} {bound:g}" for sign, bound in signs if bound is not None)
+
+    def holds(self, x: np.ndarray) -> bool:
+        """Whether every entry is finite and inside."""
+        tests = [
+            (np.greater, self.above),
+            (np.greater_equal, self.at_least),
+            (np.less, self.below),
+            (np.less_equal, self.at_most),
+        ]
+        return bool(np.all(np.isfinite(x))) and all(np.all(test(x, b)) for test, b in tests if b is not None)
+
+
+#: The range of a hyper-parameter belongs to its name: one name means one thing everywhere in the library.
+RANGES: dict[str, Range] = {
+    "beta": Range(above=0, remedy="β scales the log-ratio; usual values lie between 0.01 and 2."),
+    "label_smoothing": Range(at_least=0, below=0.5, remedy="ε is the share of flipped labels; at ½ they say nothing."),
+    "temperature": Range(above=0),
+}
+
+
+def number(name: str, value: Any, bounds: Range | None = None) -> None:
+    """A hyper-parameter lies in `bounds`, by default those that `RANGES` has for its name.
+
+    Only concrete Python and NumPy numbers are looked at: a traced value is not known yet, and reading one on a device
+    would make the host wait for it.
+    """
+    bounds = RANGES.get(name) if bounds is None else bounds
+    if bounds is None or isinstance(value, jax.Array):
+        return
+    x = np.asarray(value)
+    remedy = f" {bounds.remedy}" if bounds.remedy else ""
+    if x.dtype.kind not in "iuf":
+        raise TypeError(f"`{name}` is {value!r}, but a real number was wanted.{remedy}")
+    if not bounds.holds(x):
+        wanted = f"a finite number {bounds.describe()}".rstrip()
+        raise ValueError(f"`{name}` is {value}, but {wanted} was wanted.{remedy}")
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> ValueError:
+    """The error for a name that no table has, with the nearest ones that it may have meant."""
+    known = sorted(known)
+    near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
+    hint = f"Did you mean {' or '.join(repr(n) for n in near)}?" if near else f"There are: {', '.join(known)}."
+    return ValueError(f"there is no {kind} called {name!r}. {hint}")
