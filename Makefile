@@ -1,0 +1,57 @@
+# Two commands for a fresh machine that has Python >= 3.11, make and git:
+#   make reproduce   set up, then show the paper's equivalences and dynamics (about 5 minutes, writes report/report.html)
+#   make test        set up, then run the tests
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+SHELL := /bin/bash
+
+PYTHON ?= python3
+VENV ?= .venv
+WORKERS ?= auto
+ARGS ?=
+bin := $(VENV)/bin
+
+.PHONY: help setup reproduce test test-slow conformance mutants lint format bench lock readme clean
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: ## make the environment (done by every target that needs it)
+	@command -v $(PYTHON) >/dev/null || { echo "setup: $(PYTHON) was not found. Install Python >= 3.11, or name one: make PYTHON=/path/to/python"; exit 1; }
+	@$(PYTHON) scripts/setup_env.py $(VENV)
+
+reproduce: setup ## verify every equivalence, train the small model, write report/report.html
+	@$(bin)/mi-align reproduce $(ARGS)
+
+test: setup ## run the tests
+	@$(bin)/python -m pytest -n $(WORKERS) $(ARGS)
+
+test-slow: setup ## run the long tests: 100,000 fuzzed inputs an objective
+	@$(bin)/python -m pytest -n $(WORKERS) -m slow $(ARGS)
+
+conformance: ## compare with torch and rax (installs them in an environment of their own)
+	@$(PYTHON) scripts/setup_env.py .venv-conformance conformance
+	@.venv-conformance/bin/python -m pytest tests/conformance $(ARGS)
+
+mutants: setup ## mutate the formulas one by one: the tests must notice
+	@$(bin)/python -m tests.mutation $(ARGS)
+
+lint: setup ## format check, lint, types
+	@$(bin)/ruff format --check . && $(bin)/ruff check . && $(bin)/mypy
+
+format: setup ## format and fix what can be fixed
+	@$(bin)/ruff format . && $(bin)/ruff check --fix .
+
+bench: ## time the objectives beside torch, optax and rax; write benchmarks/results/
+	@$(PYTHON) scripts/setup_env.py .venv-conformance conformance
+	@.venv-conformance/bin/python benchmarks/objectives.py $(ARGS)
+
+lock: setup ## refresh requirements-dev.txt
+	@$(bin)/uv pip compile -q --universal --generate-hashes --python-version 3.11 --group dev pyproject.toml -o requirements-dev.txt
+
+readme: setup ## refresh the README's generated parts
+	@$(bin)/python docs/generate.py
+
+clean: ## remove environments and caches
+	rm -rf .venv .venv-* .pytest_cache .mypy_cache .ruff_cache .hypothesis report
+	find . -name __pycache__ -prune -exec rm -rf {} +
