@@ -22,7 +22,9 @@ __all__ = [
     "RANGES",
     "Range",
     "broadcastable",
+    "candidates",
     "floating",
+    "labels",
     "mask",
     "negatives_match",
     "number",
@@ -65,6 +67,28 @@ def negatives_match(positive: Any, negatives: Any) -> None:
         raise ValueError(
             f"`negatives` has shape {list(came)}: K = 0 negatives. At least one was wanted; mask candidates that are "
             "missing with `where` instead of leaving the axis empty."
+        )
+
+
+def candidates(scores: Any, *, name: str = "scores") -> None:
+    """`scores` has a last axis of n ≥ 1 candidates."""
+    shape = jnp.shape(scores)
+    if not shape or shape[-1] == 0:
+        raise ValueError(
+            f"`{name}` has shape {list(shape)}, but [..., n] with n ≥ 1 candidates on the last axis was wanted. Mask "
+            "candidates that are missing with `where` instead of leaving the axis empty."
+        )
+
+
+def labels(given: Any, like: Any, *, name: str, of: str) -> None:
+    """`given` is boolean and of exactly the shape of `like`."""
+    dtype = jnp.result_type(given)
+    if dtype != jnp.bool_:
+        raise TypeError(f"`{name}` has dtype {dtype}, but booleans were wanted. Convert it, e.g. `{name} != 0`.")
+    if jnp.shape(given) != jnp.shape(like):
+        raise ValueError(
+            f"`{name}` has shape {list(jnp.shape(given))}, but {of} has shape {list(jnp.shape(like))}: the same was "
+            "wanted, one bool an entry."
         )
 
 
@@ -129,6 +153,12 @@ RANGES: dict[str, Range] = {
     "beta": Range(above=0, remedy="β scales the log-ratio; usual values lie between 0.01 and 2."),
     "label_smoothing": Range(at_least=0, below=0.5, remedy="ε is the share of flipped labels; at ½ they say nothing."),
     "temperature": Range(above=0),
+    "margin": Range(),
+    "target": Range(remedy="For IPO and SPPO on log-ratios it is 1/(2β)."),
+    "reference_point": Range(),
+    "shift": Range(),
+    "desirable_weight": Range(at_least=0),
+    "undesirable_weight": Range(at_least=0),
 }
 
 

@@ -1,4 +1,6 @@
 """Objectives: pure functions from logits to a loss or a bound, whichever critic made the logits."""
 
+from mi_align.objectives.anchored import *
 from mi_align.objectives.contrastive import *
 from mi_align.objectives.pairwise import *
+from mi_align.objectives.unpaired import *

@@ -1,16 +1,43 @@
-"""One positive against K negatives of the same prompt."""
+"""One positive against K negatives of the same prompt, and lists of candidates with ranks or soft labels.
+
+The candidates are the last axis. `where` drops padded candidates; K may be anything from 1 to millions, since nothing
+larger than the scores is ever made.
+"""
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from mi_align import checks
-from mi_align.numerics import as_float, fill, masked_sum
+from mi_align.numerics import as_float, fill, masked_sum, softplus
 from mi_align.objectives._public import objective
 
-__all__ = ["info_nce_loss"]
+__all__ = [
+    "exo_loss",
+    "info_nce_bound",
+    "info_nce_loss",
+    "mio_loss",
+    "nca_loss",
+    "plackett_luce_loss",
+    "weighted_info_nce_loss",
+    "weighted_nca_loss",
+]
+
+
+def _one_against_many(positive: Array, negatives: Array, where: Array | None) -> tuple[Array, Array]:
+    """Both kinds of logits, checked, wide enough to accumulate in."""
+    checks.floating(positive=positive, negatives=negatives)
+    checks.negatives_match(positive, negatives)
+    checks.mask(where, negatives, of="`negatives`")
+    positive, negatives = as_float(positive, negatives)
+    return positive, negatives
+
+
+def _count(where: Array | None, like: Array) -> Array:
+    """How many candidates each example has."""
+    return masked_sum(jnp.ones_like(like), where, axis=-1)
 
 
 @objective
@@ -20,13 +47,150 @@ def info_nce_loss(
     *,
     where: Bool[Array, "*batch K"] | None = None,
 ) -> Float[Array, "*batch"]:
-    """Cross-entropy of picking the positive among itself and K negatives, in nats."""
-    checks.floating(positive=positive, negatives=negatives)
-    checks.negatives_match(positive, negatives)
-    checks.mask(where, negatives, of="`negatives`")
-    positive, negatives = as_float(positive, negatives)
+    """Cross-entropy of picking the positive among itself and K negatives, in nats.
+
+    ℓ = −s⁺ + log(e^{s⁺} + Σ_k e^{s⁻_k})
+    """
+    positive, negatives = _one_against_many(positive, negatives, where)
     gap = fill(negatives - positive[..., None], where, -jnp.inf)
     # log(1 + Σ eᵍ) around the largest exponent, 0 included: log1p keeps every digit when the positive dominates.
     peak = jax.lax.stop_gradient(jnp.maximum(jnp.max(gap, axis=-1), 0))
     rest = masked_sum(jnp.exp(gap - peak[..., None]), axis=-1)
     return peak + jnp.log1p(jnp.expm1(-peak) + rest)
+
+
+@objective
+def info_nce_bound(
+    positive: Float[Array, "*batch"],
+    negatives: Float[Array, "*batch K"],
+    *,
+    where: Bool[Array, "*batch K"] | None = None,
+) -> Float[Array, "*batch"]:
+    """InfoNCE's estimate of mutual information, log(K+1) − `info_nce_loss`, in nats; K counts the kept negatives."""
+    loss = info_nce_loss(positive, negatives, where=where)
+    return jnp.log1p(_count(where, as_float(negatives)[0])) - loss
+
+
+@objective
+def nca_loss(
+    positive: Float[Array, "*batch"],
+    negatives: Float[Array, "*batch K"],
+    *,
+    where: Bool[Array, "*batch K"] | None = None,
+) -> Float[Array, "*batch"]:
+    """Jensen–Shannon contrast of the positive with the mixture of all candidates: MIO, and NCA with a hard label.
+
+    ℓ = sp(−s⁺) + [sp(s⁺) + Σ_k sp(s⁻_k)] / (K+1)
+    """
+    positive, negatives = _one_against_many(positive, negatives, where)
+    negatives = fill(negatives, where, 0)
+    mixture = softplus(positive) + masked_sum(softplus(negatives), where, axis=-1)
+    return softplus(-positive) + mixture / (1 + _count(where, negatives))
+
+
+#: The paper's name for NCA with a hard label.
+mio_loss = nca_loss
+
+
+def _scores(scores: Array, where: Array | None, weights: Array | None = None) -> tuple[Array, ...]:
+    """A list of logits (and its soft labels), checked, wide enough to accumulate in."""
+    checks.floating(scores=scores)
+    checks.candidates(scores)
+    checks.mask(where, scores)
+    if weights is None:
+        return as_float(scores)
+    checks.floating(weights=weights)
+    checks.same_shape(scores=scores, weights=weights)
+    return as_float(scores, weights)
+
+
+def _below_peak(scores: Array, where: Array | None) -> tuple[Array, Array]:
+    """Every score minus the row's largest kept one (0 under the mask), and Σ eᵍᵃᵖ of the others.
+
+    The largest score is a pivot that derivatives pass through: it keeps the digits of 1 − p where p is nearly 1.
+    """
+    scores = fill(scores, where, -jnp.inf)
+    is_peak = jax.lax.broadcasted_iota(jnp.int32, scores.shape, scores.ndim - 1) == jnp.argmax(
+        scores, axis=-1, keepdims=True
+    )
+    others = ~is_peak if where is None else ~is_peak & where
+    peak = masked_sum(scores, is_peak, axis=-1)
+    gap = fill(fill(scores, others, 0) - fill(peak[..., None], others, 0), others, 0)
+    return gap, masked_sum(jnp.exp(gap), others, axis=-1)
+
+
+@objective
+def weighted_info_nce_loss(
+    scores: Float[Array, "*batch n"],
+    weights: Float[Array, "*batch n"],
+    *,
+    where: Bool[Array, "*batch n"] | None = None,
+) -> Float[Array, "*batch"]:
+    """Cross-entropy of the candidates' softmax with soft labels, in nats (InfoNCA).
+
+    ℓ = −Σ_k w_k log softmax(s)_k
+    """
+    scores, weights = _scores(scores, where, weights)
+    gap, rest = _below_peak(scores, where)
+    weights = fill(weights, where, 0)
+    return masked_sum(weights, axis=-1) * jnp.log1p(rest) - masked_sum(weights * gap, axis=-1)
+
+
+@objective
+def weighted_nca_loss(
+    scores: Float[Array, "*batch n"],
+    weights: Float[Array, "*batch n"],
+    *,
+    where: Bool[Array, "*batch n"] | None = None,
+) -> Float[Array, "*batch"]:
+    """Jensen–Shannon contrast of a soft-labelled list with its own mixture (NCA).
+
+    ℓ = Σ_k w_k sp(−s_k) + (1/n) Σ_k sp(s_k)
+    """
+    scores, weights = _scores(scores, where, weights)
+    scores, weights = fill(scores, where, 0), fill(weights, where, 0)
+    share = 1 / jnp.maximum(_count(where, scores), 1)
+    return masked_sum(weights * softplus(-scores) + share[..., None] * softplus(scores), where, axis=-1)
+
+
+@objective
+def exo_loss(
+    scores: Float[Array, "*batch n"],
+    weights: Float[Array, "*batch n"],
+    *,
+    where: Bool[Array, "*batch n"] | None = None,
+) -> Float[Array, "*batch"]:
+    """Reverse KL from the candidates' softmax to soft labels, in nats (EXO).
+
+    ℓ = Σ_k p_k log(p_k / w_k),  p = softmax(s)
+    """
+    scores, weights = _scores(scores, where, weights)
+    gap, rest = _below_peak(scores, where)
+    probability = jnp.exp(gap) / (1 + rest[..., None])
+    ratio = gap - jnp.log1p(rest)[..., None] - jnp.log(fill(weights, where, 1))
+    return masked_sum(probability * ratio, where, axis=-1)
+
+
+@objective(top_k=checks.Range(at_least=1))
+def plackett_luce_loss(
+    scores: Float[Array, "*batch n"],
+    *,
+    where: Bool[Array, "*batch n"] | None = None,
+    ties: Bool[Array, "*batch n"] | None = None,
+    top_k: int | Int[Array, ""] | None = None,
+) -> Float[Array, "*batch"]:
+    """Negative log-likelihood of a ranking under the Plackett–Luce model, in nats; best first on the last axis.
+
+    ℓ = Σ_i [log Σ_{j≥i} e^{s_j} − s_i]
+    """
+    (scores,) = _scores(scores, where)
+    checks.mask(ties, scores, name="ties")
+    total = jax.lax.cumlogsumexp(fill(scores, where, -jnp.inf), axis=scores.ndim - 1, reverse=True)
+    if ties is not None:
+        position = jax.lax.broadcasted_iota(jnp.int32, scores.shape, scores.ndim - 1)
+        start = jax.lax.cummax(jnp.where(ties, 0, position), axis=scores.ndim - 1)
+        total = jnp.take_along_axis(total, start, axis=-1)
+    kept = jnp.ones(scores.shape, bool) if where is None else where
+    if top_k is not None:
+        kept = kept & (jnp.cumsum(kept, axis=-1) <= top_k)
+    return masked_sum(fill(total, kept, 0) - fill(scores, kept, 0), axis=-1)
