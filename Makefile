@@ -44,7 +44,7 @@ format: setup ## format and fix what can be fixed
 
 bench: ## time the objectives beside torch, optax and rax; write benchmarks/results/
 	@$(PYTHON) scripts/setup_env.py .venv-conformance conformance
-	@.venv-conformance/bin/python benchmarks/objectives.py $(ARGS)
+	@.venv-conformance/bin/python benchmarks/objectives.py --write $(ARGS)
 
 lock: setup ## refresh requirements-dev.txt
 	@$(bin)/uv pip compile -q --universal --generate-hashes --python-version 3.11 --group dev pyproject.toml -o requirements-dev.txt

@@ -1,6 +1,6 @@
 """Throughput of the objectives, beside a hand-written formula, torch, optax and rax, as a share of copy bandwidth.
 
-    python benchmarks/objectives.py                   10⁴ … 10⁸ scores, about 15 minutes on 2 cores
+    python benchmarks/objectives.py --write           10⁴ … 10⁸ scores, about 15 minutes on 2 cores
     python benchmarks/objectives.py --quick           10⁴ and 10⁶ scores, no torch.compile
     python benchmarks/objectives.py --only nca_loss --sizes 1e7
 
@@ -15,6 +15,7 @@ import argparse
 import importlib.util
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import harness
@@ -176,7 +177,9 @@ def main() -> None:
     parser.add_argument("--sizes", type=float, nargs="+", help="numbers of scores (default 1e4 1e5 1e6 1e7 1e8)")
     parser.add_argument("--only", default="", help="only objectives whose name contains this")
     parser.add_argument("--budget", type=float, default=0.5, help="seconds for the slowest candidate of each row")
-    parser.add_argument("--quick", action="store_true", help="10⁴ and 10⁶ scores, no torch.compile, nothing written")
+    parser.add_argument("--quick", action="store_true", help="10⁴ and 10⁶ scores, no torch.compile")
+    parser.add_argument("--write", action="store_true", help="write results/<device>/objectives.json and .md")
+    parser.add_argument("--output", type=Path, help="write into this folder instead")
     options = parser.parse_args()
     sizes = options.sizes or ([1e4, 1e6] if options.quick else [1e4, 1e5, 1e6, 1e7, 1e8])
     work = [(case, int(n)) for n in sizes for case in CASES]
@@ -189,11 +192,11 @@ def main() -> None:
     if not rows:
         parser.error(f"no objective's name contains {options.only!r}; there are: {', '.join(c.name for c in CASES)}")
     table = show(rows)
-    if not (options.quick or options.only or options.sizes):
-        path = harness.write("objectives", rows)
-        path.with_suffix(".md").write_text(table + "\n")
+    if options.output or options.write:
+        print(f"written: {harness.write('objectives', rows, table, options.output or harness.results_folder())}")
     print(table)
 
 
 if __name__ == "__main__":
+    harness.keep_freed_memory()
     main()

@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Checks correctness and times every kernel on whatever accelerator JAX finds; a short table last.
+#
+#   benchmarks/device.sh [FOLDER]     JSON and Markdown go to FOLDER (default: benchmarks/results/<device>/)
+#
+# PYTHON names an interpreter that has jax, optax, jaxtyping, numpy, and for the tests pytest, mpmath, hypothesis, chex.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
+python=${PYTHON:-python3}
+
+"$python" -c 'import jax; print(*jax.devices())'
+"$python" -m pytest -q -p no:cacheprovider tests/conformance/test_objectives.py
+"$python" benchmarks/objectives.py --sizes 1e4 1e6 1e7 1e8 --write ${1:+--output "$1"}
