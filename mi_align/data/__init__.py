@@ -1,0 +1,28 @@
+"""Data: preferences as text, from a file, the hub or a generator, and as batches of tokens.
+
+Reading files needs Hugging Face `datasets`, which is imported when the first file is read and not before.
+"""
+
+from mi_align.data.arithmetic import arithmetic_preferences, solve
+from mi_align.data.batches import EncodingCounts, PreferenceBatch, batch_indices, encode_preferences, take
+from mi_align.data.formats import LAYOUTS, read_rows, split_dialogue
+from mi_align.data.preference import Preference
+from mi_align.data.sources import load_preferences
+from mi_align.data.tokenizer import ByteTokenizer, Tokenizer
+
+__all__ = [
+    "LAYOUTS",
+    "ByteTokenizer",
+    "EncodingCounts",
+    "Preference",
+    "PreferenceBatch",
+    "Tokenizer",
+    "arithmetic_preferences",
+    "batch_indices",
+    "encode_preferences",
+    "load_preferences",
+    "read_rows",
+    "solve",
+    "split_dialogue",
+    "take",
+]

@@ -1,0 +1,135 @@
+"""Rows of a table to preferences: which columns make a layout, and what a row has to hold."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from mi_align import checks
+from mi_align.data.preference import Preference
+
+__all__ = ["ASSISTANT", "LAYOUTS", "read_rows", "split_dialogue"]
+
+#: What opens the assistant's turn in a dialogue written as one text (hh-rlhf).
+ASSISTANT = "\n\nAssistant:"
+
+Row = Mapping[str, Any]
+
+
+def read_rows(
+    rows: Iterable[Row],
+    columns: Iterable[str],
+    *,
+    source: str,
+    on_fault: Callable[[str], None] | None = None,
+) -> list[Preference]:
+    """Every row as a preference, in whichever of `LAYOUTS` the columns fit.
+
+    Args:
+      rows: mappings from column to value.
+      columns: the table's columns.
+      source: what errors call the table, usually a file name.
+      on_fault: is told of each faulty row, which is then left out; by default the first one raises. Public data has
+        such rows: of hh-rlhf's harmless-base test split, 4 in 2,312 have an empty response.
+
+    Returns:
+      The preferences in the order of the rows.
+
+    Raises:
+      ValueError: the columns fit no layout, no row is left, or a row does not hold what its layout needs; the message
+        has the row's number, counted from 1.
+    """
+    read = _layout(set(columns), source)
+    preferences = []
+    for number, row in enumerate(rows, start=1):
+        try:
+            preferences.append(_checked(read(row)))
+        except ValueError as error:
+            fault = f"{source}, row {number}: {error}"
+            if on_fault is None:
+                raise ValueError(fault) from None
+            on_fault(fault)
+    if not preferences:
+        raise ValueError(f"{source} has no usable row. At least one preference was wanted.")
+    return preferences
+
+
+def split_dialogue(texts: Iterable[str]) -> tuple[str, tuple[str, ...]]:
+    """Dialogues that differ in their last answer to (prompt, answers).
+
+    The prompt is the texts' common beginning, cut back to the last assistant turn that opens in it: answers may begin
+    alike, and what they share is theirs, not the prompt's.
+    """
+    texts = tuple(texts)
+    # What the first and the last in alphabetical order share, all share.
+    alike = itertools.takewhile(lambda pair: pair[0] == pair[1], zip(min(texts), max(texts), strict=False))
+    shared = "".join(letter for letter, _ in alike)
+    turn = shared.rfind(ASSISTANT)
+    if turn < 0:
+        raise ValueError(
+            f"there is no `prompt` column, and the responses do not begin with one dialogue up to {ASSISTANT!r}. "
+            "Add a `prompt` column, or write both dialogues out from their first turn."
+        )
+    end = turn + len(ASSISTANT)
+    return shared[:end], tuple(text[end:] for text in texts)
+
+
+def _explicit(row: Row) -> Preference:
+    return Preference(_text(row, "prompt"), _text(row, "chosen"), _texts(row, "rejected"))
+
+
+def _dialogue(row: Row) -> Preference:
+    prompt, (chosen, *rejected) = split_dialogue((_text(row, "chosen"), *_texts(row, "rejected")))
+    return Preference(prompt, chosen, tuple(rejected))
+
+
+#: Columns that have to be there -> how such a row is read; the first that fits. `rejected` is a text or a list.
+LAYOUTS: dict[tuple[str, ...], Callable[[Row], Preference]] = {
+    ("prompt", "chosen", "rejected"): _explicit,
+    ("chosen", "rejected"): _dialogue,
+}
+
+
+def _layout(columns: set[str], source: str) -> Callable[[Row], Preference]:
+    for wanted, read in LAYOUTS.items():
+        if columns.issuperset(wanted):
+            return read
+    missing = next(name for name in ("chosen", "rejected") if name not in columns)
+    wanted_text = " or ".join(f"({', '.join(layout)})" for layout in LAYOUTS)
+    raise ValueError(
+        f"{source} has the columns ({', '.join(sorted(columns))}), but {wanted_text} were wanted: "
+        f"{checks.unknown_name('column', missing, columns)}"
+    )
+
+
+def _text(row: Row, name: str) -> str:
+    value = row.get(name)
+    if isinstance(value, str):
+        return value
+    if value is None:
+        raise ValueError(f"`{name}` is missing.")
+    remedy = " Apply the chat template first." if isinstance(value, list | dict) else ""
+    raise ValueError(f"`{name}` is of type {type(value).__name__}, but text was wanted.{remedy}")
+
+
+def _texts(row: Row, name: str) -> tuple[str, ...]:
+    value = row.get(name)
+    if not isinstance(value, list | tuple):
+        return (_text(row, name),)
+    if not value:
+        raise ValueError(f"`{name}` is an empty list: at least one response was wanted.")
+    return tuple(_text({f"{name}[{i}]": item}, f"{name}[{i}]") for i, item in enumerate(value))
+
+
+def _checked(preference: Preference) -> Preference:
+    for name, text in {"chosen": preference.chosen, **_named(preference.rejected)}.items():
+        if not text.strip():
+            raise ValueError(f"the `{name}` response is empty.")
+        if name != "chosen" and text == preference.chosen:
+            raise ValueError(f"`chosen` and `{name}` are the same: such a row prefers nothing.")
+    return preference
+
+
+def _named(rejected: tuple[str, ...]) -> dict[str, str]:
+    return {"rejected" if len(rejected) == 1 else f"rejected[{i}]": text for i, text in enumerate(rejected)}

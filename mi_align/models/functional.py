@@ -1,0 +1,67 @@
+"""A decoder as pure functions of its parameters: what `jit`, `grad`, `vmap` and Optax work on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+
+from mi_align.logprobs import token_logps
+from mi_align.models.config import DecoderConfig
+from mi_align.models.decoder import Decoder
+
+__all__ = ["cast", "count_parameters", "hidden_states", "init_decoder", "response_logps"]
+
+Params = Any  # an `nnx.State`: a pytree of arrays
+
+
+def init_decoder(
+    config: DecoderConfig, key: PRNGKeyArray, dtype: jnp.dtype = jnp.float32
+) -> tuple[nnx.GraphDef[Decoder], Params]:
+    """Draw a decoder and take it apart into its structure (hashable, static) and its parameters (a pytree)."""
+    model = Decoder(config, rngs=nnx.Rngs(params=key), dtype=dtype)
+    graphdef, params, _ = nnx.split(model, nnx.Param, ...)  # nothing else is left: a decoder has no state
+    return graphdef, params
+
+
+def hidden_states(
+    graphdef: nnx.GraphDef[Decoder], params: Params, tokens: Int[Array, "*batch time"]
+) -> Float[Array, "*batch time features"]:
+    """The last hidden state after each token; it depends on no later token, so right padding changes nothing."""
+    return nnx.merge(graphdef, params)(tokens)
+
+
+def response_logps(
+    graphdef: nnx.GraphDef[Decoder],
+    params: Params,
+    tokens: Int[Array, "*batch time"],
+    response_mask: Bool[Array, "*batch time"],
+) -> Float[Array, "*batch time-1"]:
+    """log π of each response token given all before it, in nats; 0 on prompt and padding.
+
+    Args:
+      graphdef: the decoder's structure.
+      params: its parameters.
+      tokens: prompt, response and padding, `[..., time]`.
+      response_mask: True on the response's tokens, `[..., time]`.
+
+    Returns:
+      `[..., time − 1]`: entry t belongs to token t + 1, as nothing predicts the first token. The matching mask is
+      `response_mask[..., 1:]`.
+    """
+    model = nnx.merge(graphdef, params)
+    hidden = model(tokens[..., :-1])
+    return token_logps(hidden, model.vocabulary, tokens[..., 1:], where=response_mask[..., 1:])
+
+
+def cast(params: Params, dtype: jnp.dtype) -> Params:
+    """The same parameters in another floating dtype; the forward pass follows."""
+    return jax.tree.map(lambda x: x.astype(dtype), params)
+
+
+def count_parameters(params: Params) -> int:
+    """The number of scalars; a tied head counts once."""
+    return sum(x.size for x in jax.tree.leaves(params))
