@@ -10,6 +10,8 @@ The derivatives of `softplus` and `sigmoid` are written out because JAX's own lo
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -22,7 +24,10 @@ __all__ = [
     "accumulation_dtype",
     "as_float",
     "bernoulli_kl",
+    "count",
+    "centred_log_mean_exp",
     "exp_excess",
+    "expm1",
     "fill",
     "log1mexp",
     "log_mean_exp",
@@ -30,6 +35,9 @@ __all__ = [
     "log_sum_exp",
     "masked_mean",
     "masked_sum",
+    "mean_expm1",
+    "peak",
+    "scaled_softplus",
     "sigmoid",
     "softplus",
 ]
@@ -52,8 +60,8 @@ class Mean(NamedTuple):
     @classmethod
     def of(cls, values: Float[Array, "..."], where: Bool[Array, "..."] | None = None) -> Mean:
         """The mean of `values` over the entries that `where` keeps."""
-        kept = jnp.ones(jnp.shape(values), bool) if where is None else where
-        return cls(masked_sum(values, where), jnp.sum(kept, dtype=accumulation_dtype(values)))
+        (values,) = as_float(values)
+        return cls(masked_sum(values, where), count(values, where))
 
     def merge(self, other: Mean) -> Mean:
         """The mean over both samples together."""
@@ -124,6 +132,18 @@ def _log1mexp_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array,
 
 
 @jax.custom_jvp
+def expm1(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """eˣ − 1, with derivative eˣ, exact in the lower tail, where JAX's own is 1 + (eˣ − 1) = 0."""
+    return jnp.expm1(x)
+
+
+@expm1.defjvp
+def _expm1_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (x,), (dx,) = primals, tangents
+    return expm1(x), jnp.exp(x) * dx
+
+
+@jax.custom_jvp
 def exp_excess(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """eˣ − 1 − x ≥ 0, by which eˣ exceeds its tangent at 0; full relative precision near 0, where it is x²/2."""
     near_zero = jnp.abs(x) < 0.5
@@ -163,6 +183,27 @@ def _bernoulli_kl_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array
     return bernoulli_kl(p, q), jnp.sign(d) * rise * dq - sigmoid(p) * sigmoid(-p) * d * dp
 
 
+def scaled_softplus(x: Float[Array, "..."], scale: Float[Array, "..."]) -> Float[Array, "..."]:
+    """log(1 + scale · eˣ) for scale ≥ 0: softplus(x + log scale) without the rounding of that sum."""
+    peak = jax.lax.stop_gradient(jnp.maximum(x, 0))
+    return peak + jnp.log1p(jnp.expm1(-peak) + scale * jnp.exp(x - peak))
+
+
+def count(
+    x: Float[Array, "..."],
+    where: Bool[Array, "..."] | None = None,
+    *,
+    axis: Axis = None,
+    axis_name: AxisName = None,
+) -> Float[Array, "..."]:
+    """How many entries of `x` along `axis` and `axis_name` the mask keeps, in the dtype of `x`."""
+    if where is None:
+        number = jnp.asarray(math.prod(x.shape[a] for a in _axes(x, axis)), x.dtype)
+    else:
+        number = jnp.sum(where, axis=axis, dtype=x.dtype)
+    return number if axis_name is None else jax.lax.psum(number, axis_name)
+
+
 def masked_sum(
     x: Float[Array, "..."],
     where: Bool[Array, "..."] | None = None,
@@ -171,8 +212,40 @@ def masked_sum(
     axis_name: AxisName = None,
 ) -> Float[Array, "..."]:
     """Sum over `axis`, and over the mapped axis `axis_name`, of the entries that `where` keeps."""
-    total = jnp.sum(fill(x, where, 0), axis=axis)
+    x = fill(x, where, 0)
+    small = x.size < _ADDED_ONE_BY_ONE and jnp.issubdtype(x.dtype, jnp.floating)
+    total = _compensated_sum(x, _axes(x, axis)) if small else jnp.sum(x, axis=axis)
     return total if axis_name is None else jax.lax.psum(total, axis_name)
+
+
+#: XLA's CPU backend adds up arrays of fewer entries one by one, which loses up to half an ulp an entry (measured: 6 ulp
+#: for 1,000 equal entries); larger ones it adds in a tree (below 1 ulp at a million).
+_ADDED_ONE_BY_ONE = 2**14
+
+
+def _axes(x: Array, axis: Axis) -> tuple[int, ...]:
+    """`axis` as a tuple of non-negative numbers."""
+    axes = range(x.ndim) if axis is None else (axis,) if isinstance(axis, int) else axis
+    return tuple(a % x.ndim for a in axes)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1,))
+def _compensated_sum(x: Array, axes: tuple[int, ...]) -> Array:
+    """Sum that carries the rounding error of every addition along (Ogita, Rump & Oishi 2005)."""
+    zero = jnp.zeros((), x.dtype)
+    total, error = jax.lax.reduce((x, jnp.zeros_like(x)), (zero, zero), _add_with_error, axes)
+    return jnp.where(jnp.isfinite(total), total + error, total)
+
+
+@_compensated_sum.defjvp
+def _compensated_sum_jvp(axes: tuple[int, ...], primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    return _compensated_sum(*primals, axes), jnp.sum(*tangents, axis=axes)
+
+
+def _add_with_error(a: tuple[Array, Array], b: tuple[Array, Array]) -> tuple[Array, Array]:
+    total = a[0] + b[0]
+    virtual = total - a[0]
+    return total, (a[1] + b[1]) + ((a[0] - (total - virtual)) + (b[0] - virtual))
 
 
 def masked_mean(
@@ -183,8 +256,8 @@ def masked_mean(
     axis_name: AxisName = None,
 ) -> Float[Array, "..."]:
     """Mean over `axis` of the entries that `where` keeps; 0 where it keeps none."""
-    count = masked_sum(jnp.ones_like(x), where, axis=axis, axis_name=axis_name)
-    return masked_sum(x, where, axis=axis, axis_name=axis_name) / jnp.maximum(count, 1)
+    number = count(x, where, axis=axis, axis_name=axis_name)
+    return masked_sum(x, where, axis=axis, axis_name=axis_name) / jnp.maximum(number, 1)
 
 
 def log_sum_exp(
@@ -213,5 +286,59 @@ def log_mean_exp(
     axis_name: AxisName = None,
 ) -> Float[Array, "..."]:
     """log of the mean of eˣ over the entries that `where` keeps; −inf with zero gradient where it keeps none."""
-    count = masked_sum(jnp.ones_like(x), where, axis=axis, axis_name=axis_name)
-    return log_sum_exp(x, where, axis=axis, axis_name=axis_name) - jnp.log(jnp.maximum(count, 1))
+    number = count(x, where, axis=axis, axis_name=axis_name)
+    return log_sum_exp(x, where, axis=axis, axis_name=axis_name) - jnp.log(jnp.maximum(number, 1))
+
+
+def peak(
+    x: Float[Array, "..."],
+    where: Bool[Array, "..."] | None = None,
+    *,
+    axis: Axis = None,
+    axis_name: AxisName = None,
+) -> Float[Array, "..."]:
+    """The largest entry that `where` keeps, `axis` kept with length 1; a constant to shift by, hence no derivative.
+
+    0 where nothing is kept or the largest entry is not finite.
+    """
+    top = jax.lax.stop_gradient(jnp.max(fill(x, where, -jnp.inf), axis=axis, keepdims=True, initial=-jnp.inf))
+    if axis_name is not None:
+        top = jax.lax.pmax(top, axis_name)
+    return jnp.where(jnp.isfinite(top), top, 0)
+
+
+def centred_log_mean_exp(
+    x: Float[Array, "..."],
+    centre: Float[Array, "..."],
+    where: Bool[Array, "..."] | None = None,
+    *,
+    axis: Axis = None,
+    axis_name: AxisName = None,
+) -> Float[Array, "..."]:
+    """log of the mean of e^(x − centre) over the kept entries, for a centre such as `peak`; full precision near 0.
+
+    0 with zero gradient where nothing is kept.
+    """
+    x = fill(x - centre, where, 0)
+    near_one = masked_mean(expm1(x), where, axis=axis, axis_name=axis_name)
+    mean = masked_mean(jnp.exp(x), where, axis=axis, axis_name=axis_name)
+    near, far = near_one > -0.5, mean > 0
+    return jnp.where(near, jnp.log1p(jnp.where(near, near_one, 0)), jnp.log(jnp.where(far, mean, 1)))
+
+
+def mean_expm1(
+    x: Float[Array, "..."],
+    where: Bool[Array, "..."] | None = None,
+    *,
+    axis: Axis = None,
+    axis_name: AxisName = None,
+) -> Float[Array, "..."]:
+    """Mean of eˣ − 1 over the kept entries: full precision near 0, and infinite only if the mean is; 0 for no entries."""
+    top = peak(x, where, axis=axis, axis_name=axis_name)
+    near = top < 1
+    small = masked_mean(expm1(jnp.where(near, x, 0)), where, axis=axis, axis_name=axis_name)
+    count = jnp.maximum(masked_sum(jnp.ones_like(x), where, axis=axis, axis_name=axis_name), 1)
+    # e^top / n in two factors, for either e^top or its derivative may overflow where the mean does not.
+    scale = jnp.exp(jnp.squeeze(top, axis) / 2) / jnp.sqrt(count)
+    total = masked_sum(jnp.exp(fill(x - top, where, -jnp.inf)), axis=axis, axis_name=axis_name)
+    return jnp.where(jnp.squeeze(near, axis), small, scale * total * scale - 1)

@@ -1,8 +1,8 @@
 """Losses of one positive and one negative that see the two levels, not only their difference.
 
 Adding a constant to both logits changes these losses: each response is measured against a fixed point (0 for the
-implicit reward: the reference policy), so the chosen response's own likelihood is held. `contrastive.nca_loss` (MIO) with
-one negative belongs to the same kind.
+implicit reward: the reference policy), so the chosen response's own likelihood is held. `contrastive.nca_loss` (MIO)
+with one negative belongs to the same kind.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from mi_align import checks
-from mi_align.numerics import as_float, fill, masked_sum, softplus
+from mi_align.numerics import as_float, count, fill, masked_sum, scaled_softplus, softplus
 from mi_align.objectives._public import objective
 
 __all__ = [
@@ -35,9 +35,15 @@ def _one_against_many(positive: Array, negatives: Array, where: Array | None) ->
     return positive, negatives
 
 
-def _count(where: Array | None, like: Array) -> Array:
-    """How many candidates each example has."""
-    return masked_sum(jnp.ones_like(like), where, axis=-1)
+def _rivals(positive: Array, negatives: Array, where: Array | None) -> tuple[Array, Array]:
+    """The negatives as one rival: how far the best stands above the positive, and Σ_k e^{s⁻_k − best} ≥ 1.
+
+    The best of them is a constant to derivatives: the pair's meaning does not depend on it.
+    """
+    negatives = fill(negatives, where, -jnp.inf)
+    best = jax.lax.stop_gradient(jnp.max(negatives, axis=-1))
+    best = jnp.maximum(best, jnp.finfo(best.dtype).min)  # finite where nothing is kept
+    return best - positive, masked_sum(jnp.exp(negatives - best[..., None]), axis=-1)
 
 
 @objective
@@ -52,11 +58,7 @@ def info_nce_loss(
     ℓ = −s⁺ + log(e^{s⁺} + Σ_k e^{s⁻_k})
     """
     positive, negatives = _one_against_many(positive, negatives, where)
-    gap = fill(negatives - positive[..., None], where, -jnp.inf)
-    # log(1 + Σ eᵍ) around the largest exponent, 0 included: log1p keeps every digit when the positive dominates.
-    peak = jax.lax.stop_gradient(jnp.maximum(jnp.max(gap, axis=-1), 0))
-    rest = masked_sum(jnp.exp(gap - peak[..., None]), axis=-1)
-    return peak + jnp.log1p(jnp.expm1(-peak) + rest)
+    return scaled_softplus(*_rivals(positive, negatives, where))
 
 
 @objective
@@ -67,8 +69,15 @@ def info_nce_bound(
     where: Bool[Array, "*batch K"] | None = None,
 ) -> Float[Array, "*batch"]:
     """InfoNCE's estimate of mutual information, log(K+1) − `info_nce_loss`, in nats; K counts the kept negatives."""
-    loss = info_nce_loss(positive, negatives, where=where)
-    return jnp.log1p(_count(where, as_float(negatives)[0])) - loss
+    positive, negatives = _one_against_many(positive, negatives, where)
+    size = 1 + count(negatives, where, axis=-1)
+    lead, total = _rivals(positive, negatives, where)
+    peak = jax.lax.stop_gradient(jnp.maximum(lead, 0))
+    far = jnp.log(size / (jnp.exp(-peak) + total * jnp.exp(lead - peak))) - peak
+    # Near 0, where the two logarithms would cancel, it is minus the log of a mean that is nearly 1.
+    gap = jnp.minimum(fill(negatives - positive[..., None], where, 0), 1)
+    excess = masked_sum(jnp.expm1(gap), where, axis=-1) / size
+    return jnp.where((lead < 1) & (excess > -0.5), -jnp.log1p(excess), far)
 
 
 @objective
@@ -85,7 +94,7 @@ def nca_loss(
     positive, negatives = _one_against_many(positive, negatives, where)
     negatives = fill(negatives, where, 0)
     mixture = softplus(positive) + masked_sum(softplus(negatives), where, axis=-1)
-    return softplus(-positive) + mixture / (1 + _count(where, negatives))
+    return softplus(-positive) + mixture / (1 + count(negatives, where, axis=-1))
 
 
 #: The paper's name for NCA with a hard label.
@@ -149,7 +158,7 @@ def weighted_nca_loss(
     """
     scores, weights = _scores(scores, where, weights)
     scores, weights = fill(scores, where, 0), fill(weights, where, 0)
-    share = 1 / jnp.maximum(_count(where, scores), 1)
+    share = 1 / jnp.maximum(count(scores, where, axis=-1), 1)
     return masked_sum(weights * softplus(-scores) + share[..., None] * softplus(scores), where, axis=-1)
 
 
@@ -185,12 +194,43 @@ def plackett_luce_loss(
     """
     (scores,) = _scores(scores, where)
     checks.mask(ties, scores, name="ties")
-    total = jax.lax.cumlogsumexp(fill(scores, where, -jnp.inf), axis=scores.ndim - 1, reverse=True)
+    counted = jnp.ones(scores.shape, bool) if where is None else where
+    best, total = _tails(fill(scores, where, jnp.finfo(scores.dtype).min), counted)
+    against = scaled_softplus(_next(best, jnp.finfo(best.dtype).min) - scores, _next(total, 0))
     if ties is not None:
-        position = jax.lax.broadcasted_iota(jnp.int32, scores.shape, scores.ndim - 1)
-        start = jax.lax.cummax(jnp.where(ties, 0, position), axis=scores.ndim - 1)
-        total = jnp.take_along_axis(total, start, axis=-1)
-    kept = jnp.ones(scores.shape, bool) if where is None else where
+        start = _starts_of_ties(ties, counted)
+        best, total = (jnp.take_along_axis(x, start, axis=-1) for x in (best, total))
+        against = jnp.where(start == _positions(scores), against, best - scores + jnp.log(total))
     if top_k is not None:
-        kept = kept & (jnp.cumsum(kept, axis=-1) <= top_k)
-    return masked_sum(fill(total, kept, 0) - fill(scores, kept, 0), axis=-1)
+        counted = counted & (jnp.cumsum(counted, axis=-1) <= top_k)
+    return masked_sum(against, counted, axis=-1)
+
+
+def _positions(x: Array) -> Array:
+    return jax.lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 1)
+
+
+def _next(x: Array, end: float) -> Array:
+    """Every entry's successor on the last axis."""
+    return jnp.concatenate([x[..., 1:], jnp.full_like(x[..., :1], end)], axis=-1)
+
+
+def _tails(scores: Array, counted: Array) -> tuple[Array, Array]:
+    """For every i the largest of s_i … s_n, and Σ_{j≥i} e^{s_j − largest}; the largest is a constant to derivatives."""
+    best = jax.lax.stop_gradient(scores)
+    total = fill(jnp.exp(scores - best), counted, 0)
+    return jax.lax.associative_scan(_join, (best, total), reverse=True, axis=scores.ndim - 1)
+
+
+def _join(a: tuple[Array, Array], b: tuple[Array, Array]) -> tuple[Array, Array]:
+    best = jnp.maximum(a[0], b[0])
+    return best, a[1] * jnp.exp(a[0] - best) + b[1] * jnp.exp(b[0] - best)
+
+
+def _starts_of_ties(ties: Array, counted: Array) -> Array:
+    """For every candidate the position of the first counted one on its level."""
+    axis = ties.ndim - 1
+    level = jnp.cumsum(~ties, axis=axis)
+    so_far = jax.lax.cummax(jnp.where(counted, level, -1), axis=axis)
+    before = jnp.concatenate([jnp.full_like(so_far[..., :1], -1), so_far[..., :-1]], axis=-1)
+    return jax.lax.cummax(jnp.where(counted & (level > before), _positions(ties), 0), axis=axis)
