@@ -28,8 +28,11 @@ __all__ = [
     "mask",
     "negatives_match",
     "number",
+    "same_but_for",
     "same_shape",
+    "square",
     "unknown_name",
+    "whole_groups",
 ]
 
 
@@ -53,6 +56,53 @@ def same_shape(**arrays: Any) -> None:
             f"shapes differ: {came}. One shape was wanted, an entry an example; broadcast explicitly with "
             "`jnp.broadcast_to` if that is meant."
         )
+
+
+def same_but_for(axis: int | tuple[int, ...], **arrays: Any) -> None:
+    """All arguments have one shape, but for the length of `axis`, which is at least 1."""
+    shapes = {name: jnp.shape(x) for name, x in arrays.items()}
+    axes = (axis,) if isinstance(axis, int) else axis
+    came = ", ".join(f"`{name}` {list(shape)}" for name, shape in shapes.items())
+    ranks = {len(shape) for shape in shapes.values()}
+    if len(ranks) > 1 or any(not -min(ranks) <= a < min(ranks) for a in axes):
+        raise ValueError(f"shapes do not fit: {came}, axis={axis}. One number of axes, `axis` among them, was wanted.")
+    reduced = {a % min(ranks) for a in axes}
+    if len({tuple(n for i, n in enumerate(shape) if i not in reduced) for shape in shapes.values()}) > 1:
+        raise ValueError(
+            f"shapes differ: {came}. Only the length along axis={axis} may differ; broadcast the others explicitly "
+            "with `jnp.broadcast_to` if that is meant."
+        )
+    if any(shape[a] == 0 for shape in shapes.values() for a in reduced):
+        raise ValueError(
+            f"an empty sample: {came}, axis={axis}. At least one entry was wanted; mask entries that are missing with "
+            "`where_…` instead of leaving the axis empty."
+        )
+
+
+def square(scores: Any, *, name: str = "scores") -> None:
+    """`scores` is `[..., N, N]` with N ≥ 2: every x against every y, the pairs that belong together on the diagonal."""
+    shape = jnp.shape(scores)
+    if len(shape) < 2 or shape[-1] != shape[-2] or shape[-1] < 2:
+        raise ValueError(
+            f"`{name}` has shape {list(shape)}, but [..., N, N] with N ≥ 2 was wanted: every x against every y, the "
+            "pairs that belong together on the diagonal."
+        )
+
+
+def whole_groups(logp: Any, **arrays: Any) -> None:
+    """`logp` is `[..., group, time]`, and each argument `[..., group]`: one number a response."""
+    shape = jnp.shape(logp)
+    if len(shape) < 2 or 0 in shape[-2:]:
+        raise ValueError(
+            f"`logp` has shape {list(shape)}, but [..., group, time] was wanted: token log-probabilities of at least "
+            "one response a group. For sequence log-probabilities use `reinforce_loss` or `rloo_loss`."
+        )
+    for name, x in arrays.items():
+        if jnp.shape(x) != shape[:-1]:
+            raise ValueError(
+                f"`{name}` has shape {list(jnp.shape(x))} and `logp` {list(shape)}, but {list(shape[:-1])} was wanted: "
+                "one number a response, for all its tokens."
+            )
 
 
 def negatives_match(positive: Any, negatives: Any) -> None:
@@ -130,6 +180,7 @@ class Range:
     at_least: float | None = None
     below: float | None = None
     at_most: float | None = None
+    finite: bool = True
     remedy: str = ""
 
     def describe(self) -> str:
@@ -138,14 +189,15 @@ class Range:
         return " and ".join(f"{sign} {bound:g}" for sign, bound in signs if bound is not None)
 
     def holds(self, x: np.ndarray) -> bool:
-        """Whether every entry is finite and inside."""
+        """Whether every entry is inside, and finite unless `finite` is off."""
         tests = [
             (np.greater, self.above),
             (np.greater_equal, self.at_least),
             (np.less, self.below),
             (np.less_equal, self.at_most),
         ]
-        return bool(np.all(np.isfinite(x))) and all(np.all(test(x, b)) for test, b in tests if b is not None)
+        known = np.isfinite(x) if self.finite else ~np.isnan(x)
+        return bool(np.all(known)) and all(np.all(test(x, b)) for test, b in tests if b is not None)
 
 
 #: The range of a hyper-parameter belongs to its name: one name means one thing everywhere in the library.
@@ -159,6 +211,15 @@ RANGES: dict[str, Range] = {
     "shift": Range(),
     "desirable_weight": Range(at_least=0),
     "undesirable_weight": Range(at_least=0),
+    "log_baseline": Range(),
+    "clip": Range(above=0, finite=False, remedy="Scores beyond ±clip stop counting; np.inf clips none."),
+    "decay": Range(at_least=0, below=1, remedy="Usual values lie between 0.9 and 0.999."),
+    "clip_low": Range(above=0, at_most=1, remedy="The ratio is held above 1 − clip_low; usual is 0.2."),
+    "clip_high": Range(above=0, finite=False, remedy="The ratio is held below 1 + clip_high; usual is 0.2."),
+    "ratio_cap": Range(at_least=1, finite=False, remedy="np.inf caps nothing."),
+    "max_length": Range(above=0, remedy="The longest response that sampling allows, in tokens."),
+    "eps": Range(at_least=0),
+    "correction": Range(at_least=0, remedy="0 divides by n (population), 1 by n − 1 (sample)."),
 }
 
 
@@ -176,7 +237,7 @@ def number(name: str, value: Any, bounds: Range | None = None) -> None:
     if x.dtype.kind not in "iuf":
         raise TypeError(f"`{name}` is {value!r}, but a real number was wanted.{remedy}")
     if not bounds.holds(x):
-        wanted = f"a finite number {bounds.describe()}".rstrip()
+        wanted = f"a {'finite ' * bounds.finite}number {bounds.describe()}".rstrip()
         raise ValueError(f"`{name}` is {value}, but {wanted} was wanted.{remedy}")
 
 

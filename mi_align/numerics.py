@@ -24,8 +24,8 @@ __all__ = [
     "accumulation_dtype",
     "as_float",
     "bernoulli_kl",
-    "count",
     "centred_log_mean_exp",
+    "count",
     "exp_excess",
     "expm1",
     "fill",
@@ -36,7 +36,7 @@ __all__ = [
     "masked_mean",
     "masked_sum",
     "mean_expm1",
-    "peak",
+    "pivot",
     "scaled_softplus",
     "sigmoid",
     "softplus",
@@ -269,13 +269,10 @@ def log_sum_exp(
 ) -> Float[Array, "..."]:
     """log Σ eˣ of the entries that `where` keeps; −inf with zero gradient where it keeps none."""
     x = fill(x, where, -jnp.inf)
-    peak = jax.lax.stop_gradient(jnp.max(x, axis=axis, keepdims=True, initial=-jnp.inf))
-    if axis_name is not None:
-        peak = jax.lax.pmax(peak, axis_name)
-    peak = jnp.where(jnp.isfinite(peak), peak, 0)
-    total = masked_sum(jnp.exp(x - peak), axis=axis, axis_name=axis_name)
+    top = pivot(x, axis=axis, axis_name=axis_name)
+    total = masked_sum(jnp.exp(x - top), axis=axis, axis_name=axis_name)
     some = total > 0
-    return jnp.where(some, jnp.log(jnp.where(some, total, 1)) + jnp.squeeze(peak, axis), -jnp.inf)
+    return jnp.where(some, jnp.log(jnp.where(some, total, 1)) + jnp.squeeze(top, axis), -jnp.inf)
 
 
 def log_mean_exp(
@@ -290,7 +287,7 @@ def log_mean_exp(
     return log_sum_exp(x, where, axis=axis, axis_name=axis_name) - jnp.log(jnp.maximum(number, 1))
 
 
-def peak(
+def pivot(
     x: Float[Array, "..."],
     where: Bool[Array, "..."] | None = None,
     *,
@@ -315,7 +312,7 @@ def centred_log_mean_exp(
     axis: Axis = None,
     axis_name: AxisName = None,
 ) -> Float[Array, "..."]:
-    """log of the mean of e^(x − centre) over the kept entries, for a centre such as `peak`; full precision near 0.
+    """log of the mean of e^(x − centre) over the kept entries, for a centre such as `pivot`; full precision near 0.
 
     0 with zero gradient where nothing is kept.
     """
@@ -333,12 +330,12 @@ def mean_expm1(
     axis: Axis = None,
     axis_name: AxisName = None,
 ) -> Float[Array, "..."]:
-    """Mean of eˣ − 1 over the kept entries: full precision near 0, and infinite only if the mean is; 0 for no entries."""
-    top = peak(x, where, axis=axis, axis_name=axis_name)
-    near = top < 1
-    small = masked_mean(expm1(jnp.where(near, x, 0)), where, axis=axis, axis_name=axis_name)
-    count = jnp.maximum(masked_sum(jnp.ones_like(x), where, axis=axis, axis_name=axis_name), 1)
-    # e^top / n in two factors, for either e^top or its derivative may overflow where the mean does not.
-    scale = jnp.exp(jnp.squeeze(top, axis) / 2) / jnp.sqrt(count)
-    total = masked_sum(jnp.exp(fill(x - top, where, -jnp.inf)), axis=axis, axis_name=axis_name)
-    return jnp.where(jnp.squeeze(near, axis), small, scale * total * scale - 1)
+    """Mean of eˣ − 1 over the kept entries, 0 for none: full precision near 0, and infinite only if the mean is."""
+    number = jnp.maximum(count(x, where, axis=axis, axis_name=axis_name), 1)
+    number = jnp.expand_dims(number, _axes(x, axis)) if number.ndim else number
+    x = fill(x, where, 0)
+    small = x < 1
+    # eˣ / n in two factors: eˣ alone may overflow where the mean and its derivative do not.
+    root = jnp.exp(jnp.where(small, 0, x) / 2)
+    terms = jnp.where(small, expm1(jnp.where(small, x, 0)) / number, root * (root / number) - 1 / number)
+    return masked_sum(terms, axis=axis, axis_name=axis_name)
