@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -18,6 +19,7 @@ __all__ = ["cast", "count_parameters", "hidden_states", "init_decoder", "respons
 Params = Any  # an `nnx.State`: a pytree of arrays
 
 
+@functools.partial(jax.jit, static_argnames=("config", "dtype"))
 def init_decoder(
     config: DecoderConfig, key: PRNGKeyArray, dtype: jnp.dtype = jnp.float32
 ) -> tuple[nnx.GraphDef[Decoder], Params]:

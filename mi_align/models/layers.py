@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, Int
 from mi_align.models.config import DecoderConfig
 from mi_align.numerics import as_float
 
-__all__ = ["Attention", "Block", "RMSNorm", "SwiGLU", "rotate"]
+__all__ = ["Attention", "Block", "RMSNorm", "SwiGLU", "attend", "rotate"]
 
 
 def rotate(x: Float[Array, "B T H W"], positions: Int[Array, "T"], base: float) -> Float[Array, "B T H W"]:
@@ -31,6 +31,21 @@ def rotate(x: Float[Array, "B T H W"], positions: Int[Array, "T"], base: float) 
     first, second = wide[..., :half], wide[..., half:]
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return turned.astype(x.dtype)
+
+
+def attend(
+    query: Float[Array, "B T H W"], key: Float[Array, "B T G W"], value: Float[Array, "B T G W"]
+) -> Float[Array, "B T H W"]:
+    """Causal attention, each key-value head shared by H/G query heads.
+
+    `jax.nn.dot_product_attention` takes its softmax in float32 whatever comes in, so float64 is done by hand.
+    """
+    if query.dtype != jnp.float64:
+        return jax.nn.dot_product_attention(query, key, value, is_causal=True)
+    key_BTHW, value_BTHW = (jnp.repeat(x, query.shape[2] // x.shape[2], axis=2) for x in (key, value))
+    scores_BHTS = jnp.einsum("bthw,bshw->bhts", query, key_BTHW) * query.shape[-1] ** -0.5
+    past_TS = jnp.tri(query.shape[1], dtype=bool)
+    return jnp.einsum("bhts,bshw->bthw", jax.nn.softmax(scores_BHTS, where=past_TS), value_BTHW)
 
 
 class RMSNorm(nnx.Module):
@@ -75,7 +90,7 @@ class Attention(nnx.Module):
         )
         query_BTHW = rotate(query_BTHW, positions, self.rope_base)
         key_BTGW = rotate(key_BTGW, positions, self.rope_base)
-        mixed_BTHW = jax.nn.dot_product_attention(query_BTHW, key_BTGW, value_BTGW, is_causal=True)
+        mixed_BTHW = attend(query_BTHW, key_BTGW, value_BTGW)
         return self.out(mixed_BTHW.reshape(x.shape))
 
 
