@@ -30,6 +30,7 @@ __all__ = [
     "expm1",
     "fill",
     "log1mexp",
+    "log1p",
     "log_mean_exp",
     "log_sigmoid",
     "log_sum_exp",
@@ -39,6 +40,7 @@ __all__ = [
     "pivot",
     "scaled_softplus",
     "sigmoid",
+    "sigmoid_difference",
     "softplus",
 ]
 
@@ -122,19 +124,21 @@ def log1mexp(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """log(1 − eˣ) for x < 0, to full precision from −1e-300 to −1e300 (Mächler 2012); −inf at 0."""
     near_zero = x > -0.6931471805599453
     safe_near, safe_far = jnp.where(near_zero, x, -1.0), jnp.where(near_zero, -1.0, x)
-    return jnp.where(near_zero, jnp.log(-jnp.expm1(safe_near)), jnp.log1p(-jnp.exp(safe_far)))
+    return jnp.where(near_zero, jnp.log(-expm1(safe_near)), log1p(-jnp.exp(safe_far)))
 
 
 @log1mexp.defjvp
 def _log1mexp_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     (x,), (dx,) = primals, tangents
-    return log1mexp(x), -dx / jnp.expm1(-x)
+    return log1mexp(x), -dx / expm1(-x)
 
 
 @jax.custom_jvp
 def expm1(x: Float[Array, "..."]) -> Float[Array, "..."]:
-    """eˣ − 1, with derivative eˣ, exact in the lower tail, where JAX's own is 1 + (eˣ − 1) = 0."""
-    return jnp.expm1(x)
+    """eˣ − 1 within 2 ulp (XLA's own: 5), with derivative eˣ, where JAX's own is 1 + (eˣ − 1) = 0 in the lower tail."""
+    near_zero = jnp.abs(x) < 1
+    small = jnp.where(near_zero, x, 0)
+    return jnp.where(near_zero, small + _exp_excess_series(small), jnp.exp(x) - 1)
 
 
 @expm1.defjvp
@@ -146,41 +150,63 @@ def _expm1_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Ar
 @jax.custom_jvp
 def exp_excess(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """eˣ − 1 − x ≥ 0, by which eˣ exceeds its tangent at 0; full relative precision near 0, where it is x²/2."""
-    near_zero = jnp.abs(x) < 0.5
-    small = jnp.where(near_zero, x, 0)
-    # Taylor's series of (eˣ − 1 − x) / (x²/2) in Horner form: 16 terms reach float64's last digit for |x| < ½.
-    series = jnp.ones_like(x)
-    for n in range(16, 2, -1):
-        series = 1 + series * small / n
-    return jnp.where(near_zero, small * small / 2 * series, jnp.expm1(x) - x)
+    near_zero = jnp.abs(x) < 1
+    return jnp.where(near_zero, _exp_excess_series(jnp.where(near_zero, x, 0)), jnp.exp(x) - (1 + x))
 
 
 @exp_excess.defjvp
 def _exp_excess_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     (x,), (dx,) = primals, tangents
-    return exp_excess(x), jnp.expm1(x) * dx
+    return exp_excess(x), expm1(x) * dx
+
+
+def _exp_excess_series(x: Array) -> Array:
+    """Taylor's series of eˣ − 1 − x in Horner form, for |x| < 1; what is left out is below a tenth of an ulp."""
+    terms = 19 if x.dtype == jnp.float64 else 12
+    ratio = jnp.ones_like(x)
+    for n in range(terms, 2, -1):
+        ratio = 1 + ratio * (x / n)
+    return x * x / 2 * ratio
+
+
+@jax.custom_jvp
+def log1p(x: Float[Array, "..."]) -> Float[Array, "..."]:
+    """log(1 + x) within 2 ulp; XLA's own is 128 float64 ulp off near −0.41 (JAX 0.10; mended in 0.12)."""
+    return jnp.where(x < -0.3, jnp.log(1 + x), jnp.log1p(x))
+
+
+@log1p.defjvp
+def _log1p_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (x,), (dx,) = primals, tangents
+    return log1p(x), dx / (1 + x)
+
+
+def sigmoid_difference(x: Float[Array, "..."], y: Float[Array, "..."]) -> Float[Array, "..."]:
+    """σ(x) − σ(y) to full relative precision, however close the two are."""
+    low, high = jnp.minimum(x, y), jnp.maximum(x, y)
+    return jnp.sign(x - y) * -expm1(low - high) * sigmoid(high) * sigmoid(-low)
 
 
 @jax.custom_jvp
 def bernoulli_kl(p: Float[Array, "..."], q: Float[Array, "..."]) -> Float[Array, "..."]:
     """KL(Bernoulli(σ(p)) ‖ Bernoulli(σ(q))) of two logits, in nats; full relative precision where they nearly agree."""
     win, lose, d = sigmoid(p), sigmoid(-p), q - p
-    near = jnp.abs(d) < 8
+    near = jnp.abs(d) < 3
     # log E e^{d(X − EX)} of a coin X: only non-negative terms, so nothing cancels.
     small = jnp.where(near, d, 0)
-    nearly = jnp.log1p(lose * exp_excess(-win * small) + win * exp_excess(lose * small))
-    side = -jnp.sign(p)
-    apart = softplus(side * q) - softplus(-jnp.abs(p)) - jnp.minimum(win, lose) * side * d
+    nearly = log1p(lose * exp_excess(-win * small) + win * exp_excess(lose * small))
+    # softplus(q) − softplus(p) − σ(p) d, seen from the side on which p ≤ 0.
+    side = jnp.where(p > 0, -1, 1)
+    linear = jnp.maximum(side * q, 0) - jnp.minimum(win, lose) * (side * d)
+    apart = linear + softplus(-jnp.abs(q)) - softplus(-jnp.abs(p))
     return jnp.where(near, nearly, apart)
 
 
 @bernoulli_kl.defjvp
 def _bernoulli_kl_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
     (p, q), (dp, dq) = primals, tangents
-    d = q - p
-    low, high = jnp.minimum(p, q), jnp.maximum(p, q)
-    rise = -jnp.expm1(low - high) * sigmoid(high) * sigmoid(-low)  # σ(high) − σ(low) without cancellation
-    return bernoulli_kl(p, q), jnp.sign(d) * rise * dq - sigmoid(p) * sigmoid(-p) * d * dp
+    slope = sigmoid(p) * ((p - q) * sigmoid(-p))
+    return bernoulli_kl(p, q), slope * dp + sigmoid_difference(q, p) * dq
 
 
 def scaled_softplus(x: Float[Array, "..."], scale: Float[Array, "..."]) -> Float[Array, "..."]:
@@ -320,7 +346,7 @@ def centred_log_mean_exp(
     near_one = masked_mean(expm1(x), where, axis=axis, axis_name=axis_name)
     mean = masked_mean(jnp.exp(x), where, axis=axis, axis_name=axis_name)
     near, far = near_one > -0.5, mean > 0
-    return jnp.where(near, jnp.log1p(jnp.where(near, near_one, 0)), jnp.log(jnp.where(far, mean, 1)))
+    return jnp.where(near, log1p(jnp.where(near, near_one, 0)), jnp.log(jnp.where(far, mean, 1)))
 
 
 def mean_expm1(

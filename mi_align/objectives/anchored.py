@@ -9,11 +9,12 @@ from __future__ import annotations
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mi_align import checks
-from mi_align.numerics import as_float, sigmoid, softplus
+from mi_align.numerics import as_float, sigmoid, sigmoid_difference, softplus
 from mi_align.objectives._public import objective
 
 __all__ = ["apo_down_loss", "apo_zero_loss", "bco_pair_loss", "centring_penalty", "nwj_pair_loss", "sppo_hard_loss"]
@@ -57,7 +58,21 @@ def apo_zero_loss(positive: Float[Array, "*batch"], negative: Float[Array, "*bat
 def apo_down_loss(positive: Float[Array, "*batch"], negative: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
     """Both levels down, rejected more so: σ(s⁺) + [1 − σ(s⁺ − s⁻)]."""
     positive, negative = _levels(positive, negative)
+    return _down(positive, negative)
+
+
+@jax.custom_jvp
+def _down(positive: Float[Array, "*batch"], negative: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
     return sigmoid(positive) + sigmoid(negative - positive)
+
+
+@_down.defjvp
+def _down_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    (positive, negative), (dp, dn) = primals, tangents
+    u = negative - positive
+    # σ′(s⁺) − σ′(u) = (σ(u) − σ(s⁺)) (σ(u) − σ(−s⁺)): the slopes are nearly equal wherever s⁻ is near 0 or 2 s⁺.
+    bend = sigmoid_difference(u, positive) * sigmoid_difference(u, -positive)
+    return _down(positive, negative), bend * dp + sigmoid(u) * sigmoid(-u) * dn
 
 
 @objective

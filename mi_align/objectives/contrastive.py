@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from mi_align import checks
-from mi_align.numerics import as_float, count, fill, masked_sum, scaled_softplus, softplus
+from mi_align.numerics import as_float, count, expm1, fill, log1p, masked_sum, scaled_softplus, softplus
 from mi_align.objectives._public import objective
 
 __all__ = [
@@ -76,8 +76,8 @@ def info_nce_bound(
     far = jnp.log(size / (jnp.exp(-peak) + total * jnp.exp(lead - peak))) - peak
     # Near 0, where the two logarithms would cancel, it is minus the log of a mean that is nearly 1.
     gap = jnp.minimum(fill(negatives - positive[..., None], where, 0), 1)
-    excess = masked_sum(jnp.expm1(gap), where, axis=-1) / size
-    return jnp.where((lead < 1) & (excess > -0.5), -jnp.log1p(excess), far)
+    excess = masked_sum(expm1(gap), where, axis=-1) / size
+    return jnp.where((lead < 1) & (excess > -0.5), -log1p(excess), far)
 
 
 @objective
@@ -158,8 +158,8 @@ def weighted_nca_loss(
     """
     scores, weights = _scores(scores, where, weights)
     scores, weights = fill(scores, where, 0), fill(weights, where, 0)
-    share = 1 / jnp.maximum(count(scores, where, axis=-1), 1)
-    return masked_sum(weights * softplus(-scores) + share[..., None] * softplus(scores), where, axis=-1)
+    mixture = masked_sum(softplus(scores), where, axis=-1) / jnp.maximum(count(scores, where, axis=-1), 1)
+    return masked_sum(weights * softplus(-scores), axis=-1) + mixture
 
 
 @objective

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from mi_align import checks
-from mi_align.numerics import as_float, bernoulli_kl, fill, sigmoid, softplus
+from mi_align.numerics import as_float, bernoulli_kl, exp_excess, fill, log1p, sigmoid, softplus
 from mi_align.objectives._public import objective
 
 __all__ = [
@@ -122,7 +122,7 @@ def exo_pair_loss(
     ℓ = σ(u) [log σ(u) − log(1−ε)] + σ(−u) [log σ(−u) − log ε],  u = s⁺ − s⁻
     """
     u = _difference(positive, negative, label_smoothing=label_smoothing)
-    return bernoulli_kl(u, jnp.log1p(-label_smoothing) - jnp.log(label_smoothing))
+    return bernoulli_kl(u, log1p((1 - 2 * label_smoothing) / label_smoothing))
 
 
 @objective
@@ -182,8 +182,30 @@ def discopop_loss(
     ℓ = (1 − m) log(1 + e⁻ᵘ) + m e⁻ᵘ,  m = σ(u/τ),  u = s⁺ − s⁻
     """
     u = _difference(positive, negative, temperature=temperature)
-    tempered = u / temperature
-    return sigmoid(-tempered) * softplus(-u) + _sigmoid_times_exp(tempered, -u)
+    return _discovered(u, jnp.asarray(temperature, u.dtype))
+
+
+@jax.custom_jvp
+def _discovered(u: Float[Array, "*batch"], temperature: Float[Array, "*#batch"]) -> Float[Array, "*batch"]:
+    """DiscoPOP's curve; its derivatives are written out because e⁻ᵘ overflows where the loss and its slope do not."""
+    v = u / temperature
+    return sigmoid(-v) * softplus(-u) + _sigmoid_times_exp(v, -u)
+
+
+@_discovered.defjvp
+def _discovered_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    (u, temperature), (du, dt) = primals, tangents
+    v = u / temperature
+    logistic, exponential = softplus(-u), _sigmoid_times_exp(v, -u)
+    # σ(v) (e⁻ᵘ − log(1 + e⁻ᵘ)), which cancels for u > 0 and overflows for u < 0.
+    excess = sigmoid(v) * exp_excess(jnp.where(u > 0, logistic, 0))
+    blend = sigmoid(-v) * jnp.where(u > 0, excess, exponential - sigmoid(v) * logistic)
+    pull = sigmoid(-v) * sigmoid(-u) + exponential
+    steeper = exponential * (sigmoid(-v) / temperature - 1) - sigmoid(-v) * (
+        sigmoid(v) * logistic / temperature + sigmoid(-u)
+    )
+    slope = jnp.where(u > 0, blend / temperature - pull, steeper)
+    return _discovered(u, temperature), slope * du - blend * v / temperature * dt
 
 
 @jax.custom_jvp
