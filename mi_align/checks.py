@@ -24,9 +24,11 @@ __all__ = [
     "broadcastable",
     "candidates",
     "floating",
+    "integers",
     "labels",
     "mask",
     "negatives_match",
+    "no_more_than",
     "number",
     "same_but_for",
     "same_shape",
@@ -44,6 +46,16 @@ def floating(**arrays: Any) -> None:
             raise TypeError(
                 f"`{name}` has dtype {dtype}, but a floating-point array was wanted. "
                 f"Convert it, e.g. `{name}.astype(jnp.float32)`."
+            )
+
+
+def integers(**arrays: Any) -> None:
+    """Every argument is an array of integers (or a Python int)."""
+    for name, x in arrays.items():
+        dtype = jnp.result_type(x)
+        if not jnp.issubdtype(dtype, jnp.integer):
+            raise TypeError(
+                f"`{name}` has dtype {dtype}, but integers were wanted. Convert it, e.g. `{name}.astype(jnp.int32)`."
             )
 
 
@@ -239,6 +251,15 @@ def number(name: str, value: Any, bounds: Range | None = None) -> None:
     if not bounds.holds(x):
         wanted = f"a {'finite ' * bounds.finite}number {bounds.describe()}".rstrip()
         raise ValueError(f"`{name}` is {value}, but {wanted} was wanted.{remedy}")
+
+
+def no_more_than(of: str, bound: Any, **values: Any) -> None:
+    """No entry of a value exceeds its entry of `bound`, the argument `of`; as in `number`, concrete ones only."""
+    for name, value in values.items():
+        if isinstance(bound, jax.Array) or isinstance(value, jax.Array):
+            continue
+        if np.any(np.greater(value, bound)):
+            raise ValueError(f"`{name}` is {value} and `{of}` {bound}, but at most `{of}` was wanted, entry by entry.")
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> ValueError:
