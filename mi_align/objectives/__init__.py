@@ -1,12 +1,36 @@
 """Objectives: pure functions from logits to a loss or a bound, whichever critic made the logits."""
 
+from mi_align.objectives import (
+    anchored,
+    baselines,
+    contrastive,
+    group,
+    kl,
+    mine,
+    pairwise,
+    policy_gradient,
+    unpaired,
+    variational,
+)
 from mi_align.objectives.anchored import *
+from mi_align.objectives.baselines import *
 from mi_align.objectives.contrastive import *
 from mi_align.objectives.group import *
-from mi_align.objectives.interpolated import *
 from mi_align.objectives.kl import *
 from mi_align.objectives.mine import *
 from mi_align.objectives.pairwise import *
 from mi_align.objectives.policy_gradient import *
 from mi_align.objectives.unpaired import *
 from mi_align.objectives.variational import *
+
+__all__: list[str] = []
+__all__ += anchored.__all__
+__all__ += baselines.__all__
+__all__ += contrastive.__all__
+__all__ += group.__all__
+__all__ += kl.__all__
+__all__ += mine.__all__
+__all__ += pairwise.__all__
+__all__ += policy_gradient.__all__
+__all__ += unpaired.__all__
+__all__ += variational.__all__

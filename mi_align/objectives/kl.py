@@ -46,7 +46,7 @@ def kl_regularised_value(
     reference_logp: Float[Array, "..."],
     reward: Float[Array, "..."],
     *,
-    beta: float | Float[Array, "#..."],
+    beta: float | Float[Array, "*#batch"],
 ) -> Float[Array, "..."]:
     """A sample's share of E_π[r] − β KL(π ‖ π_ref): r − β (log π − log π_ref). Maximised."""
     log_ratio = _log_ratio(logp, reference_logp, reward=reward)
