@@ -41,4 +41,6 @@ def objective(function: Any = None, /, *, static: Sequence[str] = (), **ranges: 
             checks.number(name, value, ranges.get(name))
         return compiled(*args, **hyper)
 
+    checked.ranges = ranges  # type: ignore[attr-defined]  # for `Method.configure`
+    checked.jitted = compiled  # type: ignore[attr-defined]  # for tests that count compilations
     return checked
