@@ -1,6 +1,7 @@
 """Objectives: pure functions from logits to a loss or a bound, whichever critic made the logits."""
 
 from mi_align.objectives import (
+    advantages,
     anchored,
     baselines,
     contrastive,
@@ -9,9 +10,11 @@ from mi_align.objectives import (
     mine,
     pairwise,
     policy_gradient,
+    ratio,
     unpaired,
     variational,
 )
+from mi_align.objectives.advantages import *
 from mi_align.objectives.anchored import *
 from mi_align.objectives.baselines import *
 from mi_align.objectives.contrastive import *
@@ -20,10 +23,12 @@ from mi_align.objectives.kl import *
 from mi_align.objectives.mine import *
 from mi_align.objectives.pairwise import *
 from mi_align.objectives.policy_gradient import *
+from mi_align.objectives.ratio import *
 from mi_align.objectives.unpaired import *
 from mi_align.objectives.variational import *
 
 __all__: list[str] = []
+__all__ += advantages.__all__
 __all__ += anchored.__all__
 __all__ += baselines.__all__
 __all__ += contrastive.__all__
@@ -32,5 +37,6 @@ __all__ += kl.__all__
 __all__ += mine.__all__
 __all__ += pairwise.__all__
 __all__ += policy_gradient.__all__
+__all__ += ratio.__all__
 __all__ += unpaired.__all__
 __all__ += variational.__all__

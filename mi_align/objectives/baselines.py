@@ -83,7 +83,7 @@ def tuba_bound(
     excess = mean_expm1(marginal - fixed, where_marginal, axis=axis, axis_name=axis_name)
     # How the bound moves with the baseline: 0 in value, `excess` in derivative, where −1 + mean(e^b)/c would cancel.
     down = jnp.squeeze(fixed - level, axis)
-    moved = exp_excess(down) + expm1(down) * jnp.where(jnp.isfinite(excess), excess, 0)
+    moved = exp_excess(down) + expm1(down) * jnp.minimum(excess, jnp.finfo(excess.dtype).max)
     bound = mean - excess - moved
     return if_sampled(bound, (joint, where_joint), (marginal, where_marginal), axis=axis, axis_name=axis_name)
 
