@@ -7,34 +7,44 @@ conformance suite fails for an objective that has none.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
-from tests.precise import exp, log, log_sum_exp, mean, relu, sigmoid, softplus
+from tests.precise import clip as _clip
+from tests.precise import constant, exp, log, log_sum_exp, mean, relu, sigmoid, softplus, sqrt
 
 
 def _flipped(u: Any, label_smoothing: Any) -> Any:
     return -(1 - label_smoothing) * log(sigmoid(u)) - label_smoothing * log(sigmoid(-u))
 
 
+def _log_softmax(scores: list) -> list:
+    total = log_sum_exp(scores)
+    return [s - total for s in scores]
+
+
 def _ranked(scores: list, ties: list, top_k: int) -> Any:
     """Plackett–Luce stage by stage; a candidate competes with its own level (Breslow) and with all below."""
-    stages = range(min(top_k, len(scores)))
-    starts = [max(j for j in range(i + 1) if j == 0 or not ties[j]) for i in stages]
-    rivals = [[s for j, s in enumerate(scores) if j >= starts[i] and j != i] for i in stages]
-    return sum((log(1 + sum(exp(rival - scores[i]) for rival in rivals[i])) for i in stages), 0)
+    odds = [exp(s) for s in scores]
+    tails = [*itertools.accumulate(reversed(odds), initial=0)][::-1]
+    starts = [max(j for j in range(i + 1) if j == 0 or not ties[j]) for i in range(len(scores))]
+    rivals = [tails[i + 1] if start == i else tails[start] - odds[i] for i, start in enumerate(starts)]
+    return sum((log(1 + rival / own) for rival, own in list(zip(rivals, odds, strict=True))[:top_k]), 0)
 
 
 ORACLES: dict[str, Callable[..., Any]] = {
     # pairwise
-    "bradley_terry_loss": lambda positive, negative, margin, label_smoothing: (
-        _flipped(positive - negative - margin, label_smoothing)
+    "bradley_terry_loss": lambda positive, negative, margin, label_smoothing: _flipped(
+        positive - negative - margin, label_smoothing
     ),
     "robust_bradley_terry_loss": lambda positive, negative, label_smoothing: (
-        -(1 - label_smoothing) * log(sigmoid(positive - negative))
-        + label_smoothing * log(sigmoid(negative - positive))
-    )
-    / (1 - 2 * label_smoothing),
+        (
+            -(1 - label_smoothing) * log(sigmoid(positive - negative))
+            + label_smoothing * log(sigmoid(negative - positive))
+        )
+        / (1 - 2 * label_smoothing)
+    ),
     "exo_pair_loss": lambda positive, negative, label_smoothing: (
         sigmoid(positive - negative) * (log(sigmoid(positive - negative)) - log(1 - label_smoothing))
         + sigmoid(negative - positive) * (log(sigmoid(negative - positive)) - log(label_smoothing))
@@ -65,13 +75,13 @@ ORACLES: dict[str, Callable[..., Any]] = {
     ),
     "nca_loss": lambda positive, negatives: softplus(-positive) + mean([softplus(s) for s in [positive, *negatives]]),
     "weighted_info_nce_loss": lambda scores, weights: sum(
-        w * (log_sum_exp(scores) - s) for s, w in zip(scores, weights, strict=True)
+        -w * logp for logp, w in zip(_log_softmax(scores), weights, strict=True)
     ),
     "weighted_nca_loss": lambda scores, weights: sum(
         w * softplus(-s) + softplus(s) / len(scores) for s, w in zip(scores, weights, strict=True)
     ),
     "exo_loss": lambda scores, weights: sum(
-        exp(s - log_sum_exp(scores)) * (s - log_sum_exp(scores) - log(w)) for s, w in zip(scores, weights, strict=True)
+        exp(logp) * (logp - log(w)) for logp, w in zip(_log_softmax(scores), weights, strict=True)
     ),
     "plackett_luce_loss": lambda scores, ties, top_k: _ranked(scores, ties, top_k),
     # unpaired
@@ -84,6 +94,55 @@ ORACLES: dict[str, Callable[..., Any]] = {
     "apo_zero_unpaired_loss": lambda score, desirable: 1 - sigmoid(score) if desirable else sigmoid(score),
     "bco_loss": lambda score, desirable, shift: (
         -log(sigmoid(score - shift)) if desirable else -log(sigmoid(-(score - shift)))
+    ),
+    # variational
+    "donsker_varadhan_bound": lambda joint, marginal: mean(joint) - log(mean([exp(b) for b in marginal])),
+    "tuba_bound": lambda joint, marginal, log_baseline: (
+        mean(joint) - mean([exp(b - log_baseline) for b in marginal]) - log_baseline + 1
+    ),
+    "nwj_bound": lambda joint, marginal: mean(joint) - mean([exp(b - 1) for b in marginal]),
+    "jensen_shannon_bound": lambda joint, marginal: (
+        -mean([softplus(-a) for a in joint]) - mean([softplus(b) for b in marginal])
+    ),
+    "smile_bound": lambda joint, marginal, clip: (
+        mean(joint) - log(mean([exp(_clip(b, -clip, clip)) for b in marginal]))
+    ),
+    "interpolated_bound": lambda scores, alpha, log_baseline: _interpolated(scores, alpha, log_baseline),
+    # KL estimators and advantages
+    "kl_k1": lambda logp, reference_logp: logp - reference_logp,
+    "kl_k2": lambda logp, reference_logp: (logp - reference_logp) ** 2 / 2,
+    "kl_k3": lambda logp, reference_logp: exp(reference_logp - logp) - 1 - (reference_logp - logp),
+    "kl_regularised_value": lambda logp, reference_logp, reward, beta: reward - beta * (logp - reference_logp),
+    "centred_advantage": lambda reward: [r - mean(reward) for r in reward],
+    "rloo_advantage": lambda reward: _above_others(reward),
+    "group_advantage": lambda reward, correction, eps: [
+        (r - mean(reward)) / (sqrt(sum((q - mean(reward)) ** 2 for q in reward) / (len(reward) - correction)) + eps)
+        for r in reward
+    ],
+    # policy gradient
+    "reinforce_loss": lambda logp, advantage: -constant(advantage) * logp,
+    "rloo_loss": lambda logp, reward: [-constant(a) * p for a, p in zip(_above_others(reward), logp, strict=True)],
+    "ppo_loss": lambda logp, old_logp, advantage, clip_low, clip_high, ratio_cap: _surrogate(
+        exp(logp - constant(old_logp)), constant(advantage), clip_low, clip_high, ratio_cap
+    ),
+    "ppo_value_loss": lambda value, old_value, returns, clip: (
+        max((value - returns) ** 2, (_clip(value, old_value - clip, old_value + clip) - returns) ** 2) / 2
+    ),
+    "grpo_loss": lambda **tokens: [mean(row) if row else 0 for row in _surrogates(**tokens)],
+    "dr_grpo_loss": lambda max_length, **tokens: [sum(row) / max_length for row in _surrogates(**tokens)],
+    "dapo_loss": lambda **tokens: mean([x for row in _surrogates(**tokens) for x in row]),
+    "bnpo_loss": lambda **tokens: mean([x for row in _surrogates(**tokens) for x in row]),
+    "gspo_loss": lambda logp, old_logp, advantage, reference_logp, beta, clip_low, clip_high, ratio_cap: [
+        _surrogate(exp(mean(_log_ratio(p, o))), constant(a), clip_low, clip_high, ratio_cap)
+        + mean([beta * ORACLES["kl_k3"](x, y) for x, y in zip(p, f, strict=True)])
+        for p, o, a, f in zip(logp, old_logp, advantage, reference_logp, strict=True)
+    ],
+    "cispo_loss": lambda logp, old_logp, advantage, reference_logp, beta, ratio_cap: mean(
+        [
+            -min(exp(constant(x - y)), constant(ratio_cap)) * constant(a) * x + beta * ORACLES["kl_k3"](x, z)
+            for p, o, a, f in zip(logp, old_logp, advantage, reference_logp, strict=True)
+            for x, y, z in zip(p, o, f, strict=True)
+        ]
     ),
 }
 #: Another name of an objective: the table has one line for both.
