@@ -33,6 +33,44 @@ def _ranked(scores: list, ties: list, top_k: int) -> Any:
     return sum((log(1 + rival / own) for rival, own in list(zip(rivals, odds, strict=True))[:top_k]), 0)
 
 
+def _interpolated(scores: list, alpha: Any, log_baseline: list) -> Any:
+    """Poole et al.'s I_α with the pair that belongs together among the others of the first baseline only."""
+    n = len(scores)
+    pairs = [(i, j) for i in range(n) for j in range(n) if i != j]
+
+    def baseline(i: int, j: int) -> Any:
+        others = mean([exp(s) for k, s in enumerate(scores[i]) if k != j])
+        return alpha * others + (1 - alpha) * exp(log_baseline[i])
+
+    joint = mean([scores[i][i] - log(baseline(i, j)) for i, j in pairs])
+    return 1 + joint - mean([exp(scores[i][j]) / baseline(i, i) for i, j in pairs])
+
+
+def _above_others(reward: list) -> list:
+    return [r - mean([q for i, q in enumerate(reward) if i != k]) for k, r in enumerate(reward)]
+
+
+def _surrogate(ratio: Any, advantage: Any, clip_low: Any, clip_high: Any, ratio_cap: Any) -> Any:
+    return -min(min(ratio, ratio_cap) * advantage, _clip(ratio, 1 - clip_low, 1 + clip_high) * advantage)
+
+
+def _log_ratio(logp: list, old_logp: list) -> list:
+    return [x - constant(y) for x, y in zip(logp, old_logp, strict=True)]
+
+
+def _surrogates(
+    logp: list, old_logp: list, advantage: list, reference_logp: list, beta: Any, **clips: Any
+) -> list[list]:
+    """PPO's surrogate and β k₃ of every token, response by response."""
+    return [
+        [
+            _surrogate(exp(d), constant(a), **clips) + beta * ORACLES["kl_k3"](x, z)
+            for d, x, z in zip(_log_ratio(p, o), p, f, strict=True)
+        ]
+        for p, o, a, f in zip(logp, old_logp, advantage, reference_logp, strict=True)
+    ]
+
+
 ORACLES: dict[str, Callable[..., Any]] = {
     # pairwise
     "bradley_terry_loss": lambda positive, negative, margin, label_smoothing: _flipped(
@@ -90,7 +128,6 @@ ORACLES: dict[str, Callable[..., Any]] = {
         if desirable
         else undesirable_weight * (1 - sigmoid(reference_point - score))
     ),
-    "kto_reference_point": lambda score: relu(mean(score)),
     "apo_zero_unpaired_loss": lambda score, desirable: 1 - sigmoid(score) if desirable else sigmoid(score),
     "bco_loss": lambda score, desirable, shift: (
         -log(sigmoid(score - shift)) if desirable else -log(sigmoid(-(score - shift)))
