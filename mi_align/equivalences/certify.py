@@ -7,11 +7,13 @@ on the same samples.
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
 import functools
 import math
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
@@ -20,65 +22,13 @@ import numpy as np
 from jaxtyping import Array, PRNGKeyArray
 
 from mi_align import checks
-from mi_align.equivalences.claim import Claim, Inputs, Kind, Side
+from mi_align.equivalences import compare
+from mi_align.equivalences.certificate import DTYPES, Certificate, tolerance_of
+from mi_align.equivalences.claim import Claim, Inputs, Kind
 
-__all__ = ["DTYPES", "Certificate", "certify", "tolerance_of"]
-
-DTYPES = ("float64", "float32", "bfloat16")
-
-#: What a comparison may leave by default, relative to max(1, |left|, |right|). In bfloat16 the inputs are rounded to
-#: that format and both sides are computed in float32, as the objectives do.
-DEFAULTS = {
-    Kind.EXACT: {"float64": 1e-10, "float32": 1e-5, "bfloat16": 1e-5},
-    Kind.INEQUALITY: {"float64": 1e-12, "float32": 1e-6, "bfloat16": 1e-6},
-    Kind.OPTIMUM: {"float64": 1e-8, "float32": 1e-3, "bfloat16": 1e-3},
-    Kind.ASYMPTOTIC: {"float64": 0.05, "float32": 0.1, "bfloat16": 0.1},
-    Kind.MONTE_CARLO: {"float64": 4.0, "float32": 4.0, "bfloat16": 4.0},
-}
+__all__ = ["certify", "certify_all"]
 
 _CHUNK = 8192
-
-
-@dataclasses.dataclass(frozen=True)
-class Certificate:
-    """What came of certifying one claim.
-
-    Attributes:
-      id, title, statement, kind, source: the claim's.
-      samples: how many inputs were drawn.
-      dtype: in what the inputs were given.
-      error: the worst case, in the kind's own measure (see `Kind`).
-      tolerance: what it may be.
-      holds: error ≤ tolerance, and nothing was NaN.
-      twin_error: the same measure for the twin.
-      twin_fails: twin_error > tolerance; None where the twin is not judged (dtypes other than float64).
-      derivatives: how many orders of derivative were compared too.
-      worst: the input that made the worst case.
-      seconds: compilation included.
-      device: where it ran.
-    """
-
-    id: str
-    title: str
-    statement: str
-    kind: str
-    source: str
-    samples: int
-    dtype: str
-    error: float
-    tolerance: float
-    holds: bool
-    twin_error: float
-    twin_fails: bool | None
-    derivatives: int
-    worst: Any
-    seconds: float
-    device: str
-
-
-def tolerance_of(claim: Claim, dtype: str) -> float:
-    """What the claim's comparison may leave in `dtype`."""
-    return float(claim.tolerance.get(dtype, DEFAULTS[claim.kind][dtype]))
 
 
 def certify(
@@ -89,9 +39,25 @@ def certify(
     seed: int = 0,
     progress: Callable[[float], None] | None = None,
 ) -> Certificate:
-    """Draw inputs, compare both sides, and report the worst case."""
+    """Draw inputs, compare both sides of a claim and their derivatives, and report the worst case.
+
+    Args:
+      claim: what to certify.
+      samples: how many inputs to draw, unless the claim says fewer.
+      dtype: in what the inputs are given: one of `DTYPES`.
+      seed: of the random inputs.
+      progress: called now and then with the share of samples done.
+
+    Returns:
+      The certificate; its `holds` is False if a single sample was off, or NaN.
+
+    Raises:
+      ValueError: no such dtype, or fewer than one sample.
+    """
     if dtype not in DTYPES:
         raise checks.unknown_name("dtype", dtype, DTYPES)
+    if samples < 1:
+        raise ValueError(f"`samples` is {samples}, but at least one sample was wanted.")
     start = time.perf_counter()
     total = min(samples, claim.samples or samples)
     with jax.enable_x64(True):
@@ -101,11 +67,7 @@ def certify(
         worst = jax.tree.map(np.asarray, state.worst)
     limit = tolerance_of(claim, dtype)
     return Certificate(
-        id=claim.id,
-        title=claim.title,
-        statement=claim.statement,
-        kind=str(claim.kind),
-        source=claim.source,
+        **_described(claim),
         samples=total,
         dtype=dtype,
         error=error,
@@ -113,11 +75,73 @@ def certify(
         holds=error <= limit,
         twin_error=twin_error,
         twin_fails=twin_error > limit if dtype == "float64" else None,
-        derivatives=claim.derivatives if claim.kind is Kind.EXACT else 0,
         worst=worst,
         seconds=time.perf_counter() - start,
         device=jax.devices()[0].device_kind,
     )
+
+
+def certify_all(
+    claims: Iterable[Claim],
+    *,
+    samples: int = 1_000_000,
+    dtype: str = "float64",
+    seed: int = 0,
+    progress: Callable[[Claim, float], None] | None = None,
+    workers: int | None = None,
+) -> Iterator[Certificate]:
+    """Certify many claims, one compiling while another runs; certificates come as they are finished.
+
+    A claim that raises is a claim that does not hold: its certificate carries the error, and the others go on.
+
+    Args:
+      claims: what to certify.
+      samples: inputs a claim, unless the claim says fewer.
+      dtype: in what inputs are given: one of `DTYPES`.
+      seed: of all random inputs; each claim has a stream of its own.
+      progress: called with a claim and the share of its samples that is done.
+      workers: threads; by default one a core, at most 8.
+    """
+
+    def one(claim: Claim) -> Certificate:
+        report = functools.partial(progress, claim) if progress is not None else None
+        try:
+            return certify(claim, samples=samples, dtype=dtype, seed=seed, progress=report)
+        except Exception as error:
+            return _failed(claim, samples, dtype, error)
+
+    pool = concurrent.futures.ThreadPoolExecutor(workers or min(os.cpu_count() or 1, 8))
+    try:
+        # The expensive claims first, so that none is left alone at the end.
+        waiting = [pool.submit(one, claim) for claim in sorted(claims, key=lambda c: c.samples is None)]
+        for done in concurrent.futures.as_completed(waiting):
+            yield done.result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _failed(claim: Claim, samples: int, dtype: str, error: Exception) -> Certificate:
+    """The certificate of a claim that could not be evaluated."""
+    return Certificate(
+        **_described(claim),
+        samples=samples,
+        dtype=dtype,
+        error=math.inf,
+        tolerance=tolerance_of(claim, dtype),
+        holds=False,
+        twin_error=math.nan,
+        twin_fails=None,
+        worst=f"{type(error).__name__}: {error}",
+        seconds=0.0,
+        device=jax.devices()[0].device_kind,
+    )
+
+
+def _described(claim: Claim) -> dict[str, Any]:
+    """What a certificate repeats of its claim."""
+    names = ("id", "title", "statement", "slip", "source", "why", "figure")
+    derivatives = claim.derivatives if claim.kind is Kind.EXACT else 0
+    return {**{name: getattr(claim, name) for name in names}, "kind": str(claim.kind), "derivatives": derivatives}
 
 
 @jax.tree_util.register_dataclass
@@ -147,8 +171,8 @@ def _run(claim: Claim, dtype: str, key: PRNGKeyArray, total: int, progress: Call
     """All samples, in chunks of flat memory; looks up for progress a dozen times."""
     chunk = min(total, _CHUNK)
     chunks = math.ceil(total / chunk)
-    step = jax.jit(functools.partial(_chunks, claim, dtype, chunk), donate_argnums=1)
-    state = jax.jit(functools.partial(_empty, claim, dtype))(key)
+    step = jax.jit(functools.partial(_chunks, claim, dtype, chunk), compiler_options=_compiler_options())
+    state = _empty(jax.eval_shape(functools.partial(_sample, claim, dtype), key))
     stride = max(1, chunks // 12)
     for first in range(0, chunks, stride):
         state = step(key, state, first, min(first + stride, chunks), total)
@@ -158,11 +182,23 @@ def _run(claim: Claim, dtype: str, key: PRNGKeyArray, total: int, progress: Call
     return state
 
 
-def _empty(claim: Claim, dtype: str, key: PRNGKeyArray) -> _State:
+def _sample(claim: Claim, dtype: str, key: PRNGKeyArray) -> tuple[Inputs, Array]:
     x = _cast(claim.draw(key), dtype)
-    side = jnp.zeros_like(claim.left(x), jnp.float64)
-    nothing = jnp.array(-jnp.inf)
-    return _State(nothing, nothing, x, side, side, side, jnp.zeros((2, 3)))
+    return x, claim.left(x)
+
+
+def _empty(shapes: tuple[Inputs, jax.ShapeDtypeStruct]) -> _State:
+    """The state before the first sample, from the shapes of a sample and of the left side."""
+    worst = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes[0])
+    nothing, side = jnp.array(-jnp.inf), jnp.zeros(shapes[1].shape)
+    return _State(nothing, nothing, worst, side, side, side, jnp.zeros((2, 3)))
+
+
+def _compiler_options() -> dict[str, Any] | None:
+    """On a CPU, less optimisation: a claim's program runs for a second, so compiling it should not take two."""
+    if jax.default_backend() != "cpu":
+        return None
+    return {"xla_backend_optimization_level": 1, "xla_cpu_use_fusion_emitters": False}
 
 
 def _chunks(
@@ -179,12 +215,11 @@ def _chunks(
 def _absorb(claim: Claim, dtype: str, state: _State, keys: PRNGKeyArray, real: Array) -> _State:
     """Look at one chunk of samples."""
     inputs = jax.vmap(lambda k: _cast(claim.draw(k), dtype))(keys)
-    directions = jax.vmap(lambda k: jax.random.fold_in(k, 1))(keys)
     left, right, twin = (jax.vmap(side)(inputs) for side in (claim.left, claim.right, claim.twin))
-    error = jax.vmap(functools.partial(_difference, claim.kind))(left, right)
+    error = jax.vmap(functools.partial(compare.difference, claim.kind))(left, right)
     if claim.kind is Kind.EXACT and claim.derivatives:
-        error = jnp.maximum(error, jax.vmap(functools.partial(_derivative_error, claim))(inputs, directions))
-    twin_error = jax.vmap(functools.partial(_difference, claim.kind))(left, twin)
+        error = jnp.maximum(error, jax.vmap(functools.partial(compare.derivative_error, claim))(inputs))
+    twin_error = jax.vmap(functools.partial(compare.difference, claim.kind))(left, twin)
     error, twin_error = (jnp.where(real, jnp.where(jnp.isnan(e), jnp.inf, e), -jnp.inf) for e in (error, twin_error))
     index = jnp.argmax(error)
     is_worse = error[index] > state.error
@@ -214,40 +249,6 @@ def _cast(inputs: Inputs, dtype: str) -> Inputs:
     return jax.tree.map(cast, inputs)
 
 
-def _difference(kind: Kind, left: Array, right: Array) -> Array:
-    """How far one sample is from the claim, relative to max(1, |left|, |right|); infinite where a side is NaN."""
-    scale = jnp.maximum(1, jnp.maximum(jnp.abs(left), jnp.abs(right)))
-    scale = jnp.where(jnp.isfinite(scale), scale, 1)
-    gap = jnp.where(left == right, 0, left - right) / scale
-    gap = gap if kind is Kind.INEQUALITY else jnp.abs(gap)
-    return jnp.max(jnp.where(jnp.isnan(gap), jnp.inf, gap)).astype(jnp.float64)
-
-
-def _derivative_error(claim: Claim, inputs: Inputs, key: PRNGKeyArray) -> Array:
-    """Difference of the sides' gradients along a random cotangent, and of the Hessians along a random direction."""
-    leaves, structure = jax.tree.flatten(inputs)
-    smooth = [jnp.issubdtype(x.dtype, jnp.floating) for x in leaves]
-    point = [x for x, is_smooth in zip(leaves, smooth, strict=True) if is_smooth]
-
-    def rebuilt(values: list[Array]) -> Inputs:
-        fresh = iter(values)
-        return jax.tree.unflatten(structure, [next(fresh) if s else x for x, s in zip(leaves, smooth, strict=True)])
-
-    def slope(side: Side) -> Callable[[list[Array]], list[Array]]:
-        def scalar(values: list[Array]) -> Array:
-            out = side(rebuilt(values))
-            return jnp.sum(out * jax.random.normal(key, jnp.shape(out), out.dtype))
-
-        return jax.grad(scalar)
-
-    slopes = slope(claim.left)(point), slope(claim.right)(point)
-    if claim.derivatives > 1:
-        along = [jax.random.normal(jax.random.fold_in(key, i), x.shape, x.dtype) for i, x in enumerate(point)]
-        curved = [jax.jvp(slope(side), (point,), (along,))[1] for side in (claim.left, claim.right)]
-        slopes = (slopes[0] + curved[0], slopes[1] + curved[1])
-    return jnp.max(jnp.stack([_difference(Kind.EXACT, a, b) for a, b in zip(*slopes, strict=True)]))
-
-
 def _kept_sum(side: Array, real: Array) -> Array:
     shape = (-1,) + (1,) * (side.ndim - 1)
     return jnp.sum(jnp.where(real.reshape(shape), side, 0), axis=0, dtype=jnp.float64)
@@ -263,25 +264,9 @@ def _moments(left: Array, right: Array, real: Array) -> Array:
 def _errors(claim: Claim, state: _State, total: int) -> tuple[float, float]:
     """The claim's and its twin's error in the measure of the claim's kind."""
     if claim.kind is Kind.ASYMPTOTIC:
-        slopes = [_slope(claim.grid, np.asarray(side) / total) for side in (state.left, state.right, state.twin)]
-        return _finite(abs(slopes[0] - slopes[1])), _finite(abs(slopes[0] - slopes[2]))
+        left, right, twin = (np.asarray(side) / total for side in (state.left, state.right, state.twin))
+        return compare.slope_gap(claim.grid, left, right), compare.slope_gap(claim.grid, left, twin)
     if claim.kind is Kind.MONTE_CARLO:
-        return _finite(_standard_errors(state.moments[0])), _finite(_standard_errors(state.moments[1]))
+        right, twin = np.asarray(state.moments)
+        return compare.standard_errors(right), compare.standard_errors(twin)
     return float(state.error), float(state.twin_error)
-
-
-def _slope(grid: tuple[float, ...], values: np.ndarray) -> float:
-    """Slope of log |values| over log grid, by least squares."""
-    return float(np.polyfit(np.log(np.asarray(grid)), np.log(np.abs(values)), 1)[0])
-
-
-def _standard_errors(moments: Array) -> float:
-    """|mean| in standard errors of the mean."""
-    count, first, second = map(float, moments)
-    mean = first / count
-    variance = max(second / count - mean**2, 0.0) * count / max(count - 1, 1)
-    return abs(mean) / max(math.sqrt(variance / count), 1e-300) if mean else 0.0
-
-
-def _finite(x: float) -> float:
-    return math.inf if math.isnan(x) else x

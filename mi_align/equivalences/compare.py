@@ -1,0 +1,73 @@
+"""How far one sample, or many together, are from a claim, in the measure of the claim's kind."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array
+
+from mi_align.equivalences.claim import Claim, Inputs, Kind, Side
+
+__all__ = ["derivative_error", "difference", "slope_gap", "standard_errors"]
+
+
+def difference(kind: Kind, left: Array, right: Array) -> Array:
+    """How far one sample is from the claim, relative to max(1, |left|, |right|); infinite where a side is NaN."""
+    scale = jnp.maximum(1, jnp.maximum(jnp.abs(left), jnp.abs(right)))
+    scale = jnp.where(jnp.isfinite(scale), scale, 1)
+    gap = jnp.where(left == right, 0, left - right) / scale
+    gap = gap if kind is Kind.INEQUALITY else jnp.abs(gap)
+    return jnp.max(jnp.where(jnp.isnan(gap), jnp.inf, gap)).astype(jnp.float64)
+
+
+def derivative_error(claim: Claim, inputs: Inputs) -> Array:
+    """Difference of the sides' gradients under a cotangent, and of their Hessians along a direction.
+
+    Both are drawn once and for all: the samples differ, so a derivative that is off shows in some of them.
+    """
+    rng = np.random.default_rng(0)
+    leaves, structure = jax.tree.flatten(inputs)
+    smooth = [jnp.issubdtype(x.dtype, jnp.floating) for x in leaves]
+    point = [x for x, is_smooth in zip(leaves, smooth, strict=True) if is_smooth]
+
+    def rebuilt(values: list[Array]) -> Inputs:
+        fresh = iter(values)
+        return jax.tree.unflatten(structure, [next(fresh) if s else x for x, s in zip(leaves, smooth, strict=True)])
+
+    shape = jax.eval_shape(claim.left, inputs)
+    cotangent = jnp.asarray(rng.standard_normal(shape.shape), shape.dtype)
+
+    def slope(side: Side) -> Callable[[list[Array]], list[Array]]:
+        def scalar(values: list[Array]) -> Array:
+            return jnp.sum(side(rebuilt(values)) * cotangent)
+
+        return jax.grad(scalar)
+
+    slopes = slope(claim.left)(point), slope(claim.right)(point)
+    if claim.derivatives > 1:
+        along = [jnp.asarray(rng.standard_normal(x.shape), x.dtype) for x in point]
+        curved = [jax.jvp(slope(side), (point,), (along,))[1] for side in (claim.left, claim.right)]
+        slopes = (slopes[0] + curved[0], slopes[1] + curved[1])
+    return jnp.max(jnp.stack([difference(Kind.EXACT, a, b) for a, b in zip(*slopes, strict=True)]))
+
+
+def slope_gap(grid: tuple[float, ...], left: np.ndarray, right: np.ndarray) -> float:
+    """Difference of the slopes of log |left| and log |right| over log grid, by least squares."""
+    slopes = [np.polyfit(np.log(np.asarray(grid)), np.log(np.abs(side)), 1)[0] for side in (left, right)]
+    return _finite(abs(slopes[0] - slopes[1]))
+
+
+def standard_errors(moments: np.ndarray) -> float:
+    """|mean| in standard errors of the mean, from count, sum and sum of squares."""
+    count, first, second = map(float, moments)
+    mean = first / count
+    variance = max(second / count - mean**2, 0.0) * count / max(count - 1, 1)
+    return _finite(abs(mean) / max(math.sqrt(variance / count), 1e-300))
+
+
+def _finite(x: float) -> float:
+    return math.inf if math.isnan(x) else float(x)

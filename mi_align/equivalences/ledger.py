@@ -1,0 +1,62 @@
+"""The ledger: every claim, by its number."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+import re
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
+
+from mi_align import checks
+from mi_align.equivalences import claims as _claims
+from mi_align.equivalences.claim import Claim
+
+__all__ = ["LEDGER", "join", "order", "select"]
+
+
+def order(identifier: str) -> tuple[int, str]:
+    """Sorts `2a` before `10a`; a user's own ids, which need no number, come last."""
+    number = re.match(r"\d+", identifier)
+    return (int(number.group()), identifier) if number else (10**9, identifier)
+
+
+def join(*groups: Iterable[Claim]) -> Mapping[str, Claim]:
+    """Claims by id, in the ledger's order.
+
+    Raises:
+      ValueError: two claims share an id.
+    """
+    found: dict[str, Claim] = {}
+    for claim in (claim for group in groups for claim in group):
+        if claim.id in found:
+            raise ValueError(f"two claims are called {claim.id!r}: {found[claim.id].title!r} and {claim.title!r}")
+        found[claim.id] = claim
+    return MappingProxyType({identifier: found[identifier] for identifier in sorted(found, key=order)})
+
+
+def select(ledger: Mapping[str, Claim], wanted: str) -> Mapping[str, Claim]:
+    """The claims named in a comma-separated list; `13` means 13a, 13b, ….
+
+    Raises:
+      ValueError: the ledger has no such claim (the nearest is named).
+    """
+    chosen: dict[str, Claim] = {}
+    for name in filter(None, (part.strip() for part in wanted.split(","))):
+        pattern = re.escape(name) + ("[a-z]*" if name.isdigit() else "")
+        matching = {identifier: claim for identifier, claim in ledger.items() if re.fullmatch(pattern, identifier)}
+        if not matching:
+            raise checks.unknown_name("claim", name, ledger)
+        chosen |= matching
+    return MappingProxyType({identifier: ledger[identifier] for identifier in ledger if identifier in chosen})
+
+
+def _collected() -> Mapping[str, Claim]:
+    """The claims of every module in `claims/`: a new module joins by being there."""
+    names = sorted(module.name for module in pkgutil.iter_modules(_claims.__path__))
+    modules = [importlib.import_module(f"{_claims.__name__}.{name}") for name in names]
+    return join(*(module.CLAIMS for module in modules if hasattr(module, "CLAIMS")))
+
+
+#: Every claim of the library.
+LEDGER: Mapping[str, Claim] = _collected()
