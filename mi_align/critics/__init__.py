@@ -4,5 +4,6 @@ The network critics for real-valued data live in `mi_align.critics.networks`, wh
 """
 
 from mi_align.critics.candidates import *
+from mi_align.critics.divergences import *
 from mi_align.critics.policy import *
 from mi_align.critics.reward_head import *

@@ -1,11 +1,12 @@
-"""What a critic may look at: 1+K responses to each prompt, token by token."""
+"""What a critic looks at: the candidates of each prompt and what is known about their tokens."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from mi_align import checks
 
@@ -13,39 +14,44 @@ __all__ = ["Candidates"]
 
 
 class Candidates(NamedTuple):
-    """1+K responses to each prompt of a batch; candidate 0 is the chosen one, or the best of a ranking.
+    """C responses to each prompt, of up to T tokens; the first is the chosen one. A pytree.
 
-    Log-probabilities come token by token, because a log-ratio summed from per-token differences is 10³ to 10⁶ times
-    more exact than the difference of two sums. Those who have only sums use `from_sequences`. Fields that a method does
-    not look at stay None.
+    Log-probabilities come a token at a time, because log-ratios are sums of per-token differences: with 1,024 tokens
+    that is 10³ to 10⁶ times more exact in float32 than the difference of two sums. `from_sequences` is for those who
+    have only the sums. Nothing but the fields that a critic reads has to be given.
 
     Attributes:
-      policy: log π of each response token, in nats.
-      reference: log π_ref of each response token.
-      response_mask: True where a token belongs to the response; None: everywhere.
-      candidate_mask: True where there is a candidate; None: everywhere.
-      desirable: True where a single response is a good one (KTO, BCO).
-      reward: an annotator's reward of each candidate, for soft labels.
-      score: a reward head's value of each candidate.
-      margin: how much better the chosen response was said to be.
-      length: tokens of each response, where `policy` holds sums; None: counted from `response_mask`.
-      reference_kl: KL(π_ref(·|prefix) ‖ π(·|prefix)) at each response token (TDPO).
-      log_collision: log Σ_v π(v|prefix)² at each response token (WPO).
-      reference_point: the KL estimate that KTO measures rewards against.
+      policy: log π of each token, nats, `[*batch, C, T]`; gradients flow through it.
+      reference: log π_ref of each token, nats, `[*batch, C, T]`; a constant to gradients.
+      response_mask: which tokens belong to the response, `[*batch, C, T]`, True = keep. Default: all.
+      candidate_mask: which candidates are there, `[*batch, C]`, True = keep. Default: all.
+      length: tokens in each response, `[*batch, C]`, where the token axis holds sums over them (`from_sequences`).
+        Default: counted from the masks.
+      score: a reward head's value of each candidate, a logit, `[*batch, C]`.
+      reward: how good each candidate is on an outside scale, `[*batch, C]`; soft labels are made of it.
+      margin: how much better the chosen response was said to be, in logits, `[*batch]`.
+      desirable: labels of single responses, `[*batch, C]`. Default: the first candidate is, the others are not.
+      reference_point: KTO's z, an estimate of KL(π ‖ π_ref) in nats, `[]` or `[*batch]`.
+      reference_kl: Σ_v π_ref(v) log π_ref(v)/π(v) at each position, nats, `[*batch, C, T]` (TDPO).
+      log_collision: log Σ_v π(v)² at each position, nats, `[*batch, C, T]` (WPO).
+      nll_mask: which tokens likelihood regularisers count, `[*batch, C, T]`. Default: those of the response.
+      extras: anything that critics of your own read, arrays by name.
     """
 
-    policy: Float[Array, "*batch C T"]
+    policy: Float[Array, "*batch C T"] | None = None
     reference: Float[Array, "*batch C T"] | None = None
     response_mask: Bool[Array, "*batch C T"] | None = None
     candidate_mask: Bool[Array, "*batch C"] | None = None
-    desirable: Bool[Array, "*batch C"] | None = None
-    reward: Float[Array, "*batch C"] | None = None
+    length: Int[Array, "*batch C"] | Float[Array, "*batch C"] | None = None
     score: Float[Array, "*batch C"] | None = None
+    reward: Float[Array, "*batch C"] | None = None
     margin: Float[Array, "*batch"] | None = None
-    length: Float[Array, "*batch C"] | None = None
+    desirable: Bool[Array, "*batch C"] | None = None
+    reference_point: Float[Array, "*#batch"] | None = None
     reference_kl: Float[Array, "*batch C T"] | None = None
     log_collision: Float[Array, "*batch C T"] | None = None
-    reference_point: Float[Array, ""] | None = None
+    nll_mask: Bool[Array, "*batch C T"] | None = None
+    extras: Mapping[str, Array] | None = None
 
     @classmethod
     def from_sequences(
@@ -53,31 +59,34 @@ class Candidates(NamedTuple):
         policy: Float[Array, "*batch C"],
         reference: Float[Array, "*batch C"] | None = None,
         *,
-        length: Float[Array, "*batch C"] | None = None,
+        length: Int[Array, "*batch C"] | Float[Array, "*batch C"] | None = None,
         **fields: Any,
     ) -> Candidates:
-        """Candidates from log-probabilities of whole responses: each counts as one token, of length `length`.
+        """Candidates of whom only the log-probabilities of whole responses are known.
 
         Args:
-          policy: log π(y|x), chosen first.
-          reference: log π_ref(y|x), for methods with a reference.
-          length: tokens of each response, for methods that normalise by length; 1 where it is not given.
+          policy: log π of each response, nats, `[*batch, C]`.
+          reference: log π_ref of each response, nats, `[*batch, C]`.
+          length: tokens in each response, `[*batch, C]`. Critics that normalise by length refuse to guess it.
           **fields: any other field of `Candidates`.
 
         Raises:
-          ValueError: shapes differ.
+          ValueError: shapes differ, or there is no candidate.
           TypeError: log-probabilities are not floating-point.
 
         >>> import jax.numpy as jnp
-        >>> Candidates.from_sequences(jnp.array([[-3.0, -4.0]]), jnp.array([[-3.5, -3.0]])).policy.shape
+        >>> Candidates.from_sequences(jnp.array([[-12.0, -15.0]]), jnp.array([[-13.0, -14.5]])).policy.shape
         (1, 2, 1)
         """
-        given = {
-            k: jnp.asarray(v)
-            for k, v in (("policy", policy), ("reference", reference), ("length", length))
-            if v is not None
-        }
-        checks.floating(policy=given["policy"])
-        checks.same_shape(**given)
-        tokens = {name: given[name][..., None] for name in ("policy", "reference") if name in given}
-        return cls(**tokens, length=given.get("length"), **fields)
+        checks.floating(policy=policy)
+        checks.candidates(policy, name="policy")
+        given = {"policy": policy, "reference": reference, "length": length}
+        checks.same_shape(**{name: x for name, x in given.items() if x is not None})
+        # An unknown length is an axis of length 0, by which critics that need it tell sums from tokens.
+        unknown = jnp.zeros((*jnp.shape(policy)[:-1], 0))
+        return cls(
+            policy=jnp.asarray(policy)[..., None],
+            reference=None if reference is None else jnp.asarray(reference)[..., None],
+            length=unknown if length is None else length,
+            **fields,
+        )

@@ -1,31 +1,42 @@
-"""Critics made of log-probabilities: pure functions from `Candidates` to one logit a candidate, `[..., 1+K]`.
+"""Critics made of log-probabilities: pure functions from `Candidates` to one logit a candidate, `[*batch, C]`.
 
-Gradients are stopped here and nowhere else: the reference is a constant.
+    critic                       T(x, y), ρ = log π − log π_ref summed over the response's tokens     trains
+    implicit_reward              β ρ                                                                  DPO, MIO, KTO, …
+    log_ratio                    ρ                                                                    SPPO, summed IPO
+    length_normalised_reward     β ρ/|y|                                                              normalised DPO
+    mean_log_ratio               ρ/|y|                                                                IPO
+    log_probability              β log π                                                              CPO, SLiC
+    mean_log_probability         log π/|y|
+    length_normalised            β log π/|y|                                                          SimPO
+    log_odds                     log p/(1 − p), p = e^(log π/|y|)                                     ORPO
+    length_desensitised_reward   β ρ, tokens beyond the shortest candidate's length counting less     LD-DPO
+    length_regularised_reward    β ρ + λ|y|                                                           R-DPO
+    displacement_penalised_reward  β (ρ − λ max(0, −ρ)) on the chosen, β ρ on the others              DPOP
+    token_divergence_reward      β (ρ + Σ_t KL_t)                                                     TDPO₁
+    token_regularised_reward     β (ρ + α Σ_t KL_t), a constant on the chosen                         TDPO₂
+    policy_and_reference_margins β (log π⁺ − log π⁻), and the reference's                             AOT
+    reward_score                 a reward head's value                                                reward models
 
-    name                       logit of a response y                                    used by
-    implicit_reward            β log(π/π_ref)                                           DPO, MIO, KTO, …
-    log_ratio                  log(π/π_ref)                                             IPO, SPPO
-    length_normalised          (β/|y|) log π                                            SimPO
-    log_probability            β log π                                                  CPO
-    log_odds                   log p̄/(1−p̄), p̄ = exp of the mean token log-probability   ORPO
-    …_reward                   β f′(π/π_ref) for other divergences f                    f-DPO
+`divergences` has the rest of the f-DPO family. All of them replace what masks drop before any arithmetic, accumulate
+half precision in float32 and keep float64; the logit of a candidate that is not there is 0, with zero gradient.
+Gradients through the reference are stopped in `_token_log_ratios` and nowhere else. β > 0 is in logits a nat.
+
+A field that a critic reads and does not get, or of a wrong shape, is a `ValueError`; a wrong dtype is a `TypeError`.
 """
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
+from mi_align import checks
 from mi_align.critics.candidates import Candidates
-from mi_align.numerics import as_float, fill, log1mexp, log_sigmoid, masked_sum
+from mi_align.numerics import as_float, count, fill, log1mexp, masked_sum
 
 __all__ = [
-    "alpha_reward",
     "displacement_penalised_reward",
-    "forward_kl_reward",
     "implicit_reward",
-    "jensen_shannon_reward",
     "length_desensitised_reward",
     "length_normalised",
     "length_normalised_reward",
@@ -36,176 +47,236 @@ __all__ = [
     "log_ratio",
     "mean_log_probability",
     "mean_log_ratio",
-    "power_likelihood",
+    "on_policy_weight",
+    "policy_and_reference_margins",
     "reward_score",
     "token_divergence_reward",
     "token_regularised_reward",
-    "tsallis_reward",
 ]
 
 Logits = Float[Array, "*batch C"]
+Tokens = Float[Array, "*batch C T"]
+
+
+# --- From fields to checked, filled arrays
+
+
+def _field(candidates: Candidates, name: str, remedy: str) -> Array:
+    """A floating-point field that has to be there."""
+    value: Array | None = getattr(candidates, name)
+    if value is None:
+        raise ValueError(f"`candidates.{name}` is None, but it is needed here. {remedy}")
+    checks.floating(**{name: value})
+    return jnp.asarray(value)
+
+
+def _policy(candidates: Candidates) -> Array:
+    """The policy's token log-probabilities, against which every mask's shape is checked."""
+    policy = _field(candidates, "policy", "Pass log π of each token, `[*batch, C, T]`, or use `from_sequences`.")
+    if policy.ndim < 2 or 0 in policy.shape[-2:]:
+        raise ValueError(
+            f"`policy` has shape {list(policy.shape)}, but [*batch, C, T] was wanted: T ≥ 1 token log-probabilities of "
+            "C ≥ 1 candidates. For log-probabilities of whole responses use `Candidates.from_sequences`."
+        )
+    checks.mask(candidates.response_mask, policy, name="response_mask", of="the policy's log-probabilities")
+    checks.mask(candidates.candidate_mask, policy[..., 0], name="candidate_mask", of="the candidates")
+    return policy
+
+
+def _kept(candidates: Candidates, policy: Array) -> Bool[Array, "*batch C T"] | None:
+    """The tokens that are in a response of a candidate that is there."""
+    if candidates.candidate_mask is None:
+        return candidates.response_mask
+    there = jnp.asarray(candidates.candidate_mask)[..., None]
+    return (
+        there & jnp.ones(policy.shape, bool) if candidates.response_mask is None else there & candidates.response_mask
+    )
+
+
+def _token_logps(candidates: Candidates) -> Tokens:
+    """log π of each token, 0 where masks drop it."""
+    policy = _policy(candidates)
+    return fill(as_float(policy)[0], _kept(candidates, policy), 0)
+
+
+def _token_log_ratios(candidates: Candidates) -> Tokens:
+    """log π − log π_ref of each token, 0 where masks drop it; the reference is a constant."""
+    remedy = "Pass log π_ref of each token, or take a critic without a reference, such as `length_normalised`."
+    reference = jax.lax.stop_gradient(_field(candidates, "reference", remedy))
+    policy = _policy(candidates)
+    checks.same_shape(policy=policy, reference=reference)
+    kept = _kept(candidates, policy)
+    policy, reference = as_float(policy, reference)
+    return fill(policy, kept, 0) - fill(reference, kept, 0)
+
+
+def _response_total(candidates: Candidates, name: str, remedy: str) -> Logits:
+    """Another number a token, summed over the response."""
+    value, policy = _field(candidates, name, remedy), _policy(candidates)
+    checks.same_shape(policy=policy, **{name: value})
+    return masked_sum(as_float(value)[0], _kept(candidates, policy), axis=-1)
 
 
 def lengths(candidates: Candidates) -> Logits:
-    """Tokens of each response; at least 1, so that an empty response divides nothing by 0."""
-    if candidates.length is not None:
-        return jnp.maximum(as_float(candidates.length)[0], 1)
-    (policy,) = as_float(candidates.policy)
-    return jnp.maximum(masked_sum(jnp.ones_like(policy), candidates.response_mask, axis=-1), 1)
-
-
-def _token_differences(candidates: Candidates) -> Float[Array, "*batch C T"]:
-    """log π − log π_ref of each response token, 0 elsewhere."""
-    if candidates.reference is None:
+    """Tokens in each response, a float; 0 for an empty response and for a candidate that is not there."""
+    policy = _policy(candidates)
+    if candidates.length is None:
+        number = count(as_float(policy)[0], _kept(candidates, policy), axis=-1)
+        return jnp.broadcast_to(number, policy.shape[:-1])
+    if jnp.shape(candidates.length) != policy.shape[:-1]:
         raise ValueError(
-            "`candidates.reference` is None, but this critic compares with a reference policy. Pass its token "
-            "log-probabilities, or take a method without a reference, such as 'simpo', 'cpo' or 'dpo_reference_free'."
+            f"`length` has shape {list(jnp.shape(candidates.length))}, but the responses' lengths in tokens, "
+            f"{list(policy.shape[:-1])}, were wanted. Pass them: `Candidates.from_sequences(…, length=…)`."
         )
-    policy, reference = as_float(candidates.policy, jax.lax.stop_gradient(candidates.reference))
-    mask = candidates.response_mask
-    return fill(fill(policy, mask, 0) - fill(reference, mask, 0), mask, 0)
+    return fill(jnp.asarray(candidates.length, as_float(policy)[0].dtype), candidates.candidate_mask, 0)
+
+
+def _per_token(total: Logits, candidates: Candidates) -> Logits:
+    """A sum over the response as a mean over its tokens; 0 for an empty response."""
+    return total / jnp.maximum(lengths(candidates), 1)
+
+
+def _is_chosen(logits: Logits) -> Bool[Array, "*batch C"]:
+    return jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1) == 0
+
+
+# --- Against a reference
 
 
 def log_ratio(candidates: Candidates) -> Logits:
-    """log π(y|x) − log π_ref(y|x), summed from per-token differences, in nats."""
-    return jnp.sum(_token_differences(candidates), axis=-1)
+    """ρ = Σ_t (log π_t − log π_ref,t), nats: exactly 0 where policy and reference agree."""
+    return masked_sum(_token_log_ratios(candidates), axis=-1)
 
 
 def implicit_reward(candidates: Candidates, *, beta: float) -> Logits:
-    """β log(π/π_ref): the reward whose KL-regularised optimum π is (Rafailov et al. 2023, eq. 5)."""
+    """β ρ, the reward whose KL-regularised optimum the policy is (Rafailov et al. 2023, eq. 5).
+
+    Gradient: β to the log π of each kept token, none to the reference.
+
+    >>> import jax.numpy as jnp
+    >>> pair = Candidates.from_sequences(jnp.array([[-12.0, -15.0]]), jnp.array([[-13.0, -14.5]]))
+    >>> implicit_reward(pair, beta=0.2).round(4)
+    Array([[ 0.2, -0.1]], dtype=float32)
+    """
     return beta * log_ratio(candidates)
 
 
 def mean_log_ratio(candidates: Candidates) -> Logits:
-    """log(π/π_ref) a token."""
-    return log_ratio(candidates) / lengths(candidates)
+    """ρ/|y|, nats a token."""
+    return _per_token(log_ratio(candidates), candidates)
 
 
 def length_normalised_reward(candidates: Candidates, *, beta: float) -> Logits:
-    """(β/|y|) log(π/π_ref)."""
+    """β ρ/|y|: the implicit reward a token (Lambert et al. 2024, Tülu 3)."""
     return beta * mean_log_ratio(candidates)
 
 
-def _log_likelihood(candidates: Candidates) -> Logits:
-    (policy,) = as_float(candidates.policy)
-    return jnp.sum(fill(policy, candidates.response_mask, 0), axis=-1)
+def length_desensitised_reward(candidates: Candidates, *, beta: float, tail_weight: float) -> Logits:
+    """β Σ_t w_t (log π_t − log π_ref,t), w = 1 up to the shortest candidate's length and `tail_weight` beyond it.
 
-
-def log_probability(candidates: Candidates, *, beta: float) -> Logits:
-    """β log π(y|x) (CPO, and DPO without a reference)."""
-    return beta * _log_likelihood(candidates)
-
-
-def mean_log_probability(candidates: Candidates) -> Logits:
-    """log π a token, in nats."""
-    return _log_likelihood(candidates) / lengths(candidates)
-
-
-def length_normalised(candidates: Candidates, *, beta: float) -> Logits:
-    """(β/|y|) log π(y|x) (Meng et al. 2024, SimPO, eq. 4)."""
-    return beta * mean_log_probability(candidates)
-
-
-def log_odds(candidates: Candidates) -> Logits:
-    """logit p̄ = log p̄ − log(1 − p̄), p̄ the geometric mean of the token probabilities (Hong et al. 2024, ORPO).
-
-    To full precision down to mean log-probabilities of −1e-12, where `log(1 − exp(u))` has lost every digit; at p̄ = 1,
-    which a float can reach and a softmax cannot, one ulp below is taken.
+    `tail_weight` in [0, 1]; 1 is DPO (Liu et al. 2024, LD-DPO). Needs tokens: sums are refused.
     """
-    mean = mean_log_probability(candidates)
-    mean = jnp.minimum(mean, -jnp.finfo(mean.dtype).tiny)
-    return mean - log1mexp(mean)
-
-
-def power_likelihood(candidates: Candidates, *, beta: float, alpha: float) -> Logits:
-    """β (1 − p̄^−α)/α, which tends to β log p̄ as α → 0 (Gupta et al. 2025, AlphaPO).
-
-    From the mean log-probability itself, never through p̄, which underflows.
-    """
-    return -beta * _expm1_over(-alpha * mean_log_probability(candidates), alpha)
-
-
-def _expm1_over(x: Array, scale: float | Array) -> Array:
-    return jnp.expm1(x) / scale
-
-
-def forward_kl_reward(candidates: Candidates, *, beta: float) -> Logits:
-    """β (1 − π_ref/π): f-DPO under the forward KL, up to a constant (Wang et al. 2023)."""
-    return -beta * jnp.expm1(-log_ratio(candidates))
-
-
-def jensen_shannon_reward(candidates: Candidates, *, beta: float) -> Logits:
-    """β log(2u/(1+u)), u = π/π_ref: f-DPO under the Jensen–Shannon divergence."""
-    ratio = log_ratio(candidates)
-    return beta * (jnp.log(jnp.asarray(2, ratio.dtype)) + log_sigmoid(ratio))
-
-
-def alpha_reward(candidates: Candidates, *, beta: float, alpha: float) -> Logits:
-    """β (1 − u^−α)/α, u = π/π_ref: f-DPO under an α-divergence as Wang et al. 2023 write it; α → 0 is DPO."""
-    return -beta * _expm1_over(-alpha * log_ratio(candidates), alpha)
-
-
-def tsallis_reward(candidates: Candidates, *, beta: float, alpha: float) -> Logits:
-    """β (u^(α−1) − 1)/(α−1): the same family as TRL 1.16 writes it, its exponent clipped at 80; α = ½ agrees with ½."""
-    exponent = jnp.minimum((alpha - 1) * log_ratio(candidates), 80)
-    return beta * _expm1_over(exponent, alpha - 1)
-
-
-def length_desensitised_reward(candidates: Candidates, *, beta: float, alpha: float) -> Logits:
-    """Implicit reward whose tokens beyond the shortest candidate's length count α (Liu et al. 2024, LD-DPO)."""
-    differences = _token_differences(candidates)
-    mask = candidates.response_mask
-    kept = jnp.ones(differences.shape, bool) if mask is None else mask
-    position = jnp.cumsum(kept, axis=-1)
-    total = position[..., -1:]
-    if candidates.candidate_mask is not None:
-        total = jnp.where(candidates.candidate_mask[..., None], total, differences.shape[-1])
-    shortest = jnp.min(total, axis=-2, keepdims=True)
-    return beta * jnp.sum(jnp.where(position <= shortest, differences, alpha * differences), axis=-1)
+    if candidates.length is not None:
+        raise ValueError("tokens are weighed by position here, but `policy` holds sums. Pass tokens, `[*batch, C, T]`.")
+    ratios = _token_log_ratios(candidates)
+    kept = _kept(candidates, ratios)
+    position = jnp.cumsum(jnp.ones(ratios.shape, bool) if kept is None else kept, axis=-1)
+    shortest = jnp.min(fill(lengths(candidates), candidates.candidate_mask, jnp.inf), axis=-1)[..., None, None]
+    return beta * masked_sum(jnp.where(position <= shortest, ratios, tail_weight * ratios), axis=-1)
 
 
 def length_regularised_reward(candidates: Candidates, *, beta: float, length_penalty: float) -> Logits:
-    """β log(π/π_ref) + λ|y|: the reward whose optimum under r − λ|y| is π (Park et al. 2024, R-DPO)."""
+    """β ρ + λ|y|, λ = `length_penalty` in logits a token (Park et al. 2024, R-DPO).
+
+    The policy that is optimal under r(y) − λ|y| has this as its r: a longer response has to earn its length.
+    """
     return implicit_reward(candidates, beta=beta) + length_penalty * lengths(candidates)
 
 
-def _is_chosen(logits: Logits) -> Array:
-    return jnp.arange(logits.shape[-1]) == 0
-
-
 def displacement_penalised_reward(candidates: Candidates, *, beta: float, penalty: float) -> Logits:
-    """β [z − λ max(0, −z) for the chosen], z = log(π/π_ref): a fall of the chosen costs (Pal et al. 2024, DPOP)."""
+    """β (ρ − λ max(0, −ρ)) on the chosen candidate, β ρ on the others (Pal et al. 2024, DPOP).
+
+    λ = `penalty` ≥ 0. A chosen response that is less likely than under the reference costs 1 + λ times as much.
+    """
     ratio = log_ratio(candidates)
-    fall = jnp.where(jnp.broadcast_to(_is_chosen(ratio), ratio.shape), jnp.maximum(0, -ratio), 0)
+    fall = jnp.where(_is_chosen(ratio), jax.nn.relu(-ratio), 0)
     return beta * (ratio - penalty * fall)
 
 
 def _sequence_divergence(candidates: Candidates) -> Logits:
-    """Σ_t KL(π_ref‖π) along each response."""
-    if candidates.reference_kl is None:
-        raise ValueError(
-            "`candidates.reference_kl` is None, but TDPO needs KL(π_ref‖π) at each response token, "
-            f"{list(candidates.policy.shape)} as the log-probabilities. Compute it where the full logits are."
-        )
-    (kl,) = as_float(candidates.reference_kl)
-    return jnp.sum(fill(kl, candidates.response_mask, 0), axis=-1)
+    """Σ_t KL(π_ref ‖ π) along each response."""
+    remedy = "TDPO reads KL(π_ref ‖ π) at each response token, `[*batch, C, T]`: compute it where the full logits are."
+    return _response_total(candidates, "reference_kl", remedy)
 
 
 def token_divergence_reward(candidates: Candidates, *, beta: float) -> Logits:
-    """β [log(π/π_ref) + Σ_t KL(π_ref‖π)_t] (Zeng et al. 2024, TDPO₁)."""
+    """β (ρ + Σ_t KL_t), KL_t = KL(π_ref ‖ π) at token t (Zeng et al. 2024, TDPO₁)."""
     return beta * (log_ratio(candidates) + _sequence_divergence(candidates))
 
 
 def token_regularised_reward(candidates: Candidates, *, beta: float, kl_weight: float) -> Logits:
-    """β [log(π/π_ref) + α Σ_t KL(π_ref‖π)_t], the chosen response's KL a constant (Zeng et al. 2024, TDPO₂)."""
+    """β (ρ + α Σ_t KL_t), the chosen response's KL a constant (Zeng et al. 2024, TDPO₂)."""
     divergence = _sequence_divergence(candidates)
-    chosen = jnp.broadcast_to(_is_chosen(divergence), divergence.shape)
-    divergence = jnp.where(chosen, jax.lax.stop_gradient(divergence), divergence)
+    divergence = jnp.where(_is_chosen(divergence), jax.lax.stop_gradient(divergence), divergence)
     return beta * (log_ratio(candidates) + kl_weight * divergence)
+
+
+def policy_and_reference_margins(candidates: Candidates, *, beta: float) -> Float[Array, "*batch 2"]:
+    """β (log π⁺ − log π⁻) of a pair, then the reference's: two samples over the batch (Melnyk et al. 2024, AOT)."""
+    policy = log_probability(candidates, beta=beta)
+    if policy.shape[-1] != 2:
+        raise ValueError(f"margins are of pairs, but there are {policy.shape[-1]} candidates a prompt. Pass two.")
+    reference = policy - beta * log_ratio(candidates)  # a constant: both terms have the same gradient
+    return jnp.stack([policy[..., 0] - policy[..., 1], reference[..., 0] - reference[..., 1]], axis=-1)
+
+
+# --- Without a reference
+
+
+def log_probability(candidates: Candidates, *, beta: float = 1.0) -> Logits:
+    """β log π of the whole response; the logit of CPO, SLiC and DPO without a reference."""
+    return beta * masked_sum(_token_logps(candidates), axis=-1)
+
+
+def mean_log_probability(candidates: Candidates) -> Logits:
+    """log π/|y|, nats a token, at most 0."""
+    return _per_token(log_probability(candidates), candidates)
+
+
+def length_normalised(candidates: Candidates, *, beta: float) -> Logits:
+    """β log π/|y| (Meng et al. 2024, SimPO, eq. 4)."""
+    return beta * mean_log_probability(candidates)
+
+
+def log_odds(candidates: Candidates) -> Logits:
+    """logit p = log p − log(1 − p), p the geometric mean of the token probabilities (Hong et al. 2024, ORPO).
+
+    To full precision from p = e^(−10⁴) to p = 1 − 1e-12 and beyond, where log(1 − exp(·)) has lost every digit. At
+    p = 1, which a float can reach and a softmax cannot, the largest finite odds, without gradient.
+
+    Gradient: 1/(1 − p) to the mean log-probability.
+    """
+    mean = mean_log_probability(candidates)
+    mean = jnp.minimum(mean, -jnp.finfo(mean.dtype).tiny)
+    return fill(mean - log1mexp(mean), candidates.candidate_mask, 0)
+
+
+# --- Neither
 
 
 def reward_score(candidates: Candidates) -> Logits:
     """The value of a reward head, as it is."""
-    if candidates.score is None:
-        raise ValueError("`candidates.score` is None, but a reward model's values [..., 1+K] were wanted: `score=…`.")
-    return as_float(candidates.score)[0]
+    score = _field(candidates, "score", "Pass a reward head's values, `[*batch, C]`: `Candidates(score=…)`.")
+    checks.candidates(score, name="score")
+    checks.mask(candidates.candidate_mask, score, name="candidate_mask")
+    return fill(as_float(score)[0], candidates.candidate_mask, 0)
+
+
+def on_policy_weight(candidates: Candidates) -> Float[Array, "*batch"]:
+    """Π_y exp(mean_t [log π_t − log Σ_v π(v)²]) over a prompt's candidates, a constant (Zhou et al. 2024, WPO, eq. 2).
+
+    Not a critic but a weight of the example: how likely the policy is to say these responses itself.
+    """
+    remedy = "WPO reads log Σ_v π(v)² at each response token, `[*batch, C, T]`: compute it where the full logits are."
+    relative = log_probability(candidates) - _response_total(candidates, "log_collision", remedy)
+    return jax.lax.stop_gradient(jnp.exp(masked_sum(_per_token(relative, candidates), axis=-1)))
