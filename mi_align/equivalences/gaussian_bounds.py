@@ -29,11 +29,13 @@ class Estimates(NamedTuple):
     Attributes:
       information: the true mutual informations, in nats.
       batch: N, samples in a batch.
+      alpha: the interpolated bound's.
       values: estimator -> values `[informations, batches]`, in nats.
     """
 
     information: np.ndarray
     batch: int
+    alpha: float
     values: Mapping[str, np.ndarray]
 
 
@@ -88,4 +90,4 @@ def estimate(
     many = jax.jit(lambda keys, truth: jax.lax.map(lambda k: one(k, truth), keys))
     rows = [many(k, jnp.asarray(truth)) for k, truth in zip(keys, information, strict=True)]
     values = {name: np.asarray([row[name] for row in rows]) for name in rows[0]}
-    return Estimates(np.asarray(information), batch, values)
+    return Estimates(np.asarray(information), batch, alpha, values)

@@ -57,15 +57,15 @@ def in_float64(study: Callable[P, R]) -> Callable[P, R]:
 def learning_curves(
     toy: Toy, methods: tuple[str, ...], *, steps: int | None = None, also: tuple[int, ...] = ()
 ) -> Mapping[str, dynamics.History]:
-    """How methods of the table train a toy, looked at on log-spaced steps and at those in `also`."""
+    """How methods of the table train a toy, looked at on log-spaced steps and at those in `also`; NumPy arrays."""
     last = toy.steps if steps is None else steps
     record = tuple(sorted({*dynamics.log_spaced(last), *(step for step in also if step <= last)}))
-    return {
-        name: dynamics.train(
-            toy.task, METHODS[name].configure(beta=toy.beta), learning_rate=toy.learning_rate, record=record
-        )
-        for name in methods
-    }
+
+    def curve(name: str) -> dynamics.History:
+        method = METHODS[name].configure(beta=toy.beta)
+        return dynamics.train(toy.task, method, learning_rate=toy.learning_rate, record=record)
+
+    return {name: jax.tree.map(np.asarray, curve(name)) for name in methods}
 
 
 @in_float64
@@ -89,7 +89,7 @@ def gain_cap(
         configured = dataclasses.replace(toy, beta=beta, learning_rate=1 / beta**2)
         history = learning_curves(configured, (method,))[method]
         label = f"{method.upper()}, β = {beta:g}"
-        curves[label] = (np.asarray(history.step), np.exp(np.asarray(history.log_policy[:, 0])))
+        curves[label] = (history.step, np.exp(history.log_policy[:, 0]))
     return curves
 
 
@@ -110,7 +110,8 @@ def chosen_pulls(chosen: tuple[float, ...] = (-2.0, 0.0, 0.5), lowest: float = -
     def pull(loss: Callable[[Array, Array], Array]) -> Array:
         return -jax.vmap(jax.vmap(jax.grad(loss), (None, 0)), (0, None))(a, c)
 
-    return Pulls(c, a, pull(bradley_terry_loss), pull(lambda x, y: nca_loss(x, y[None])))
+    pulls = Pulls(c, a, pull(bradley_terry_loss), pull(lambda x, y: nca_loss(x, y[None])))
+    return jax.tree.map(np.asarray, pulls)
 
 
 @in_float64

@@ -1,0 +1,49 @@
+"""`mi-align COMMAND …`: finds the command, and turns what goes wrong into one line and an exit code."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import tyro
+
+from mi_align.cli.verify import Verify
+
+__all__ = ["COMMANDS", "main"]
+
+#: A command is a frozen dataclass of options in a file of its own, with `run() -> exit code`, and a line here.
+COMMANDS: dict[str, Callable[..., Any]] = {
+    "verify": Verify,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command.
+
+    Returns:
+      0 where everything held, 1 where something did not, 2 for wrong usage or input, 130 after Ctrl-C.
+    """
+    try:
+        command = tyro.extras.subcommand_cli_from_dict(
+            COMMANDS,
+            prog="mi-align",
+            description="RLHF, DPO and contrastive learning as one thing: certified, and trained.",
+            args=arguments,
+            config=(tyro.conf.FlagCreatePairsOff,),
+        )
+    except SystemExit as stopped:  # --help, or usage that tyro has explained
+        return int(stopped.code or 0)
+    try:
+        return int(command.run())
+    except (ValueError, TypeError, OSError) as error:
+        print(f"mi-align: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("mi-align: interrupted.", file=sys.stderr)
+        return 130
+
+
+def run() -> None:
+    """The `mi-align` program."""
+    sys.exit(main())

@@ -1,0 +1,107 @@
+"""Groups of samples from a policy over a handful of responses: every group that can be drawn, with its probability.
+
+An expectation over samples is then a finite sum, and a claim about it can be checked to the last digits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.scipy.special import xlog1py, xlogy
+from jaxtyping import Array, Bool, Float, PRNGKeyArray
+
+from mi_align.objectives import kl_regularised_value
+
+__all__ = [
+    "all_groups",
+    "between",
+    "binomial_law",
+    "expected_step",
+    "group_chances",
+    "normals",
+    "regularised_optimum",
+    "verdicts",
+]
+
+GroupLoss = Callable[[Float[Array, "groups size"], Float[Array, "groups size"]], Float[Array, "groups"]]
+
+
+def all_groups(responses: int, size: int) -> Float[np.ndarray, "groups size responses"]:
+    """Every sequence of `size` responses, each response as a row of the identity."""
+    indices = np.indices((responses,) * size).reshape(size, -1).T
+    return np.eye(responses)[indices]
+
+
+def group_chances(log_policy: Float[Array, "responses"], size: int) -> Float[Array, "groups"]:
+    """The probability of each of `all_groups` under independent sampling."""
+    counts = all_groups(len(log_policy), size).sum(axis=1)
+    return jnp.exp(jnp.asarray(counts, log_policy.dtype) @ log_policy)
+
+
+def expected_step(
+    loss: GroupLoss, logits: Float[Array, "responses"], reward: Float[Array, "responses"], *, size: int
+) -> Float[Array, "responses"]:
+    """What gradient descent on `loss` does to the policy's logits on average over every group it can sample.
+
+    Args:
+      loss: the log-probabilities of every group's responses, relative to those that the responses were sampled with,
+        and their rewards -> one loss a group.
+      logits: the policy's, which also samples.
+      reward: of each response.
+      size: how many responses a group has.
+
+    Returns:
+      −E[∂ℓ/∂logits], the responses held fixed while differentiating, as a training step does.
+    """
+    groups = jnp.asarray(all_groups(len(logits), size), logits.dtype)
+    rewards = groups @ reward.astype(logits.dtype)
+    pull = -jax.grad(lambda log_ratio: jnp.sum(loss(log_ratio, rewards)))(jnp.zeros_like(rewards))
+    push = jnp.einsum("m,mg,mgn->n", group_chances(jax.nn.log_softmax(logits), size), pull, groups)
+    return push - jnp.sum(push) * jax.nn.softmax(logits)
+
+
+def binomial_law(p: Float[Array, "*batch"], trials: int) -> Float[Array, "*batch counts"]:
+    """The probabilities of 0 … `trials` successes."""
+    count = jnp.arange(trials + 1, dtype=p.dtype)
+    log_ways = jnp.asarray([math.log(math.comb(trials, c)) for c in range(trials + 1)], p.dtype)
+    right, wrong = xlogy(count, p[..., None]), xlog1py(trials - count, -p[..., None])
+    return jnp.exp(log_ways + right + wrong)
+
+
+def regularised_optimum(
+    logits: Float[Array, "responses"],
+    log_reference: Float[Array, "responses"],
+    reward: Float[Array, "responses"],
+    *,
+    beta: Float[Array, ""],
+) -> Float[Array, "responses"]:
+    """log π* of E_π[r] − β KL(π ‖ π_ref), by one step of mirror ascent at rate 1/β from the policy `logits`.
+
+    The step π ↦ π e^{v/β}, v the library's `kl_regularised_value` of each response, lands there from any policy.
+    """
+    logp = jax.nn.log_softmax(logits)
+    value = kl_regularised_value(logp, log_reference, reward.astype(logp.dtype), beta=beta)
+    return jax.nn.log_softmax(logp + value / beta)
+
+
+def verdicts(noise: Float[Array, ""], responses: int) -> Bool[Array, "responses"]:
+    """Which responses are right: any of them, but neither all nor none; from one standard normal number."""
+    codes = np.arange(1, 2**responses - 1)
+    table = (codes[:, None] >> np.arange(responses)) & 1 > 0
+    return jnp.asarray(table)[between(0, len(codes), noise).astype(int)]
+
+
+def between(low: float, high: float, noise: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """Standard normal numbers carried into the open interval (low, high)."""
+    return low + (high - low) * jax.nn.sigmoid(2 * noise)
+
+
+def normals(key: PRNGKeyArray, **shapes: tuple[int, ...]) -> dict[str, Float[Array, "..."]]:
+    """Standard normal arrays by name, all from one call: each call of a generator is dear to compile."""
+    ends = np.cumsum([math.prod(shape) for shape in shapes.values()])
+    parts = jnp.split(jax.random.normal(key, (int(ends[-1]),)), ends[:-1])
+    return {name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
