@@ -116,7 +116,7 @@ def _rewards(logits: Logits, candidates: Candidates) -> Logits:
         raise ValueError("`candidates.reward` is None, but this method reads it: pass one number a candidate.")
     checks.floating(reward=candidates.reward)
     checks.same_shape(logits=logits, reward=candidates.reward)
-    return as_float(candidates.reward)[0]
+    return fill(as_float(candidates.reward)[0], candidates.candidate_mask, 0)
 
 
 def soft_labelled(objective: Objective, logits: Logits, candidates: Candidates, *, reward_temperature: float) -> Losses:
