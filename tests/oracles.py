@@ -54,8 +54,12 @@ def _surrogate(ratio: Any, advantage: Any, clip_low: Any, clip_high: Any, ratio_
     return -min(min(ratio, ratio_cap) * advantage, _clip(ratio, 1 - clip_low, 1 + clip_high) * advantage)
 
 
-def _log_ratio(logp: list, old_logp: list) -> list:
-    return [x - constant(y) for x, y in zip(logp, old_logp, strict=True)]
+def _differences(left: list, right: list) -> list:
+    return [x - y for x, y in zip(left, right, strict=True)]
+
+
+def _excess(d: Any) -> Any:
+    return exp(d) - 1 - d
 
 
 def _surrogates(
@@ -63,12 +67,25 @@ def _surrogates(
 ) -> list[list]:
     """PPO's surrogate and β k₃ of every token, response by response."""
     return [
-        [
-            _surrogate(exp(d), constant(a), **clips) + beta * ORACLES["kl_k3"](x, z)
-            for d, x, z in zip(_log_ratio(p, o), p, f, strict=True)
-        ]
+        [_surrogate(exp(x - y), a, **clips) + beta * _excess(z - x) for x, y, z in zip(p, o, f, strict=True)]
         for p, o, a, f in zip(logp, old_logp, advantage, reference_logp, strict=True)
     ]
+
+
+def _holding(*names: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """A formula in which some arguments are constants; `free` is the one in which none is."""
+
+    def hold(x: Any) -> Any:
+        return [hold(entry) for entry in x] if isinstance(x, list) else constant(x)
+
+    def holding(formula: Callable[..., Any]) -> Callable[..., Any]:
+        def held(**arguments: Any) -> Any:
+            return formula(**{name: hold(x) if name in names else x for name, x in arguments.items()})
+
+        held.free = formula
+        return held
+
+    return holding
 
 
 ORACLES: dict[str, Callable[..., Any]] = {
@@ -157,29 +174,41 @@ ORACLES: dict[str, Callable[..., Any]] = {
         for r in reward
     ],
     # policy gradient
-    "reinforce_loss": lambda logp, advantage: -constant(advantage) * logp,
-    "rloo_loss": lambda logp, reward: [-constant(a) * p for a, p in zip(_above_others(reward), logp, strict=True)],
-    "ppo_loss": lambda logp, old_logp, advantage, clip_low, clip_high, ratio_cap: _surrogate(
-        exp(logp - constant(old_logp)), constant(advantage), clip_low, clip_high, ratio_cap
+    "reinforce_loss": _holding("advantage")(lambda logp, advantage: -advantage * logp),
+    "rloo_loss": _holding("reward")(
+        lambda logp, reward: [-a * p for a, p in zip(_above_others(reward), logp, strict=True)]
+    ),
+    "ppo_loss": _holding("old_logp", "advantage")(
+        lambda logp, old_logp, advantage, **clips: _surrogate(exp(logp - old_logp), advantage, **clips)
     ),
     "ppo_value_loss": lambda value, old_value, returns, clip: (
         max((value - returns) ** 2, (_clip(value, old_value - clip, old_value + clip) - returns) ** 2) / 2
     ),
-    "grpo_loss": lambda **tokens: [mean(row) if row else 0 for row in _surrogates(**tokens)],
-    "dr_grpo_loss": lambda max_length, **tokens: [sum(row) / max_length for row in _surrogates(**tokens)],
-    "dapo_loss": lambda **tokens: mean([x for row in _surrogates(**tokens) for x in row]),
-    "bnpo_loss": lambda **tokens: mean([x for row in _surrogates(**tokens) for x in row]),
-    "gspo_loss": lambda logp, old_logp, advantage, reference_logp, beta, clip_low, clip_high, ratio_cap: [
-        _surrogate(exp(mean(_log_ratio(p, o))), constant(a), clip_low, clip_high, ratio_cap)
-        + mean([beta * ORACLES["kl_k3"](x, y) for x, y in zip(p, f, strict=True)])
-        for p, o, a, f in zip(logp, old_logp, advantage, reference_logp, strict=True)
-    ],
-    "cispo_loss": lambda logp, old_logp, advantage, reference_logp, beta, ratio_cap: mean(
-        [
-            -min(exp(constant(x - y)), constant(ratio_cap)) * constant(a) * x + beta * ORACLES["kl_k3"](x, z)
+    "grpo_loss": _holding("old_logp", "advantage")(lambda **tokens: [mean(row) for row in _surrogates(**tokens)]),
+    "dr_grpo_loss": _holding("old_logp", "advantage")(
+        lambda max_length, **tokens: [sum(row) / max_length for row in _surrogates(**tokens)]
+    ),
+    "dapo_loss": _holding("old_logp", "advantage")(
+        lambda **tokens: mean([loss for row in _surrogates(**tokens) for loss in row])
+    ),
+    "bnpo_loss": _holding("old_logp", "advantage")(
+        lambda **tokens: mean([loss for row in _surrogates(**tokens) for loss in row])
+    ),
+    "gspo_loss": _holding("old_logp", "advantage")(
+        lambda logp, old_logp, advantage, reference_logp, beta, **clips: [
+            _surrogate(exp(mean(_differences(p, o))), a, **clips)
+            + mean([beta * _excess(-d) for d in _differences(p, f)])
             for p, o, a, f in zip(logp, old_logp, advantage, reference_logp, strict=True)
-            for x, y, z in zip(p, o, f, strict=True)
         ]
+    ),
+    "cispo_loss": _holding("old_logp", "advantage")(
+        lambda logp, old_logp, advantage, reference_logp, beta, ratio_cap: mean(
+            [
+                -constant(min(exp(x - y), ratio_cap)) * a * x + beta * _excess(z - x)
+                for p, o, a, f in zip(logp, old_logp, advantage, reference_logp, strict=True)
+                for x, y, z in zip(p, o, f, strict=True)
+            ]
+        )
     ),
 }
 #: Another name of an objective: the table has one line for both.

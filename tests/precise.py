@@ -8,8 +8,8 @@ a plain formula such as log(eᵃ + eᵇ) − a is right to the last digit of the
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, ClassVar
 
 import mpmath
 from mpmath import mpf
@@ -21,7 +21,7 @@ class Number:
     """An mpmath number that remembers which numbers it was computed from, and its derivative to each."""
 
     __slots__ = ("gradient", "sources", "spread", "value")
-    tape: list[Number] = []
+    tape: ClassVar[list[Number]] = []
 
     def __init__(self, value: Any, *sources: tuple[Number, Any]) -> None:
         self.value, self.sources, self.gradient, self.spread = mpf(value), sources, mpf(0), mpf(0)
@@ -137,52 +137,80 @@ def _replace(x: Any, path: tuple[Any, ...], numbers: Mapping[tuple[Any, ...], An
     return numbers.get(path, x)
 
 
+Path = tuple[Any, ...]
+
+
 class Truth:
     """A formula at one point: its value (or values), and the derivative of their sum to every real argument.
 
     Attributes:
       values: the formula's results, a list.
       gradient: path of an argument, such as ("negatives", 3), to the derivative.
+      noise: what the working precision leaves undecided.
+      spread: the same with every term of the derivative taken absolutely, so that nothing cancels.
     """
 
-    def __init__(self, formula: Callable[..., Any], arguments: Mapping[str, Any], range_digits: int = 330) -> None:
-        self.formula, self.arguments, self.range_digits = formula, arguments, range_digits
+    def __init__(
+        self,
+        formula: Callable[..., Any],
+        arguments: Mapping[str, Any],
+        *,
+        range_digits: int = 330,
+        levels: Collection[str] = (),
+    ) -> None:
+        """`levels` names the arguments that a common constant may be added to, if the formula ignores it."""
+        self.formula, self.arguments, self.levels = formula, arguments, levels
         self.point = dict(_flatten(arguments))
-        self.values, self.gradient = self._evaluate(self.point)
+        furthest = max([abs(x) for x in self.point.values()], default=0.0)
+        self.digits = DIGITS + 2 * int(min(range_digits, 0.45 * furthest))
+        self.noise = (1 + mpf(furthest)) * mpf(10) ** (10 - self.digits)
+        self.values, self.gradient, self.spread = self._evaluate(self.point)
 
-    def _evaluate(self, point: Mapping[tuple[Any, ...], Any]) -> tuple[list[mpf], dict[tuple[Any, ...], mpf]]:
-        spread = max([abs(x) for x in point.values()], default=0)
-        with mpmath.workdps(DIGITS + 2 * int(min(self.range_digits, 0.45 * spread))):
+    def _evaluate(self, point: Mapping[Path, Any]) -> tuple[list[mpf], dict[Path, mpf], dict[Path, mpf]]:
+        with mpmath.workdps(self.digits):
             Number.tape = []
             numbers = {path: Number(x) for path, x in point.items()}
             results = self.formula(**{name: _replace(x, (name,), numbers) for name, x in self.arguments.items()})
             results = [number(r) for r in (results if isinstance(results, list) else [results])]
             for result in results:
-                result.gradient += 1
-                result.spread += 1
+                result.gradient, result.spread = result.gradient + 1, result.spread + 1
             for node in reversed(Number.tape):
                 if node.spread:
                     for source, slope in node.sources:
                         source.gradient += slope * node.gradient
                         source.spread += abs(slope) * node.spread
-            self.spread = {path: x.spread for path, x in numbers.items()}
-            return [r.value for r in results], {path: x.gradient for path, x in numbers.items()}
+            values = [r.value for r in results]
+            return values, {p: x.gradient for p, x in numbers.items()}, {p: x.spread for p, x in numbers.items()}
+
+    @functools.cached_property
+    def sizes(self) -> dict[Path, mpf]:
+        """How large every argument is; a logit whose level means nothing is measured from the best of the others."""
+        sizes = {path: abs(mpf(x)) for path, x in self.point.items()}
+        level = [path for path in self.point if path[0] in self.levels]
+        if level and abs(sum(self.gradient[p] for p in level)) < 1e-30 * sum(self.spread[p] for p in level):
+            origins = sorted(self.point[p] for p in level)[:: max(1, len(level) // 16)]
+            centred = [{p: abs(mpf(self.point[p]) - origin) for p in level} for origin in origins]
+            sizes |= min(centred, key=lambda s: sum(x * abs(self.gradient[p]) for p, x in s.items()))
+        return sizes
 
     @functools.cached_property
     def condition(self) -> mpf:
         """Σ |x ∂f/∂x|: how far the value moves when every argument moves by a relative 1."""
-        return sum((abs(x * self.gradient[path]) for path, x in self.point.items()), mpf(0))
+        return sum((x * abs(self.gradient[path]) for path, x in self.sizes.items()), mpf(0))
 
     @functools.cached_property
-    def gradient_condition(self) -> dict[tuple[Any, ...], mpf]:
+    def gradient_condition(self) -> dict[Path, mpf]:
         """The same for every entry of the gradient."""
         total = dict.fromkeys(self.point, mpf(0))
-        with mpmath.workdps(DIGITS + self.range_digits):
-            step = mpf(10) ** -(DIGITS // 2)
-            for path, x in self.point.items():
-                if not x:
-                    continue
-                _, moved = self._evaluate({**self.point, path: x * (1 + step)})
-                for p, g in moved.items():
-                    total[p] += abs(g - self.gradient[p]) / step
+        for path, x in self.sizes.items():
+            if x:
+                for p, bend in self.hessian_times({path: x}).items():
+                    total[p] += abs(bend)
         return total
+
+    def hessian_times(self, direction: Mapping[Path, Any]) -> dict[Path, mpf]:
+        """The second derivative of the values' sum times a direction, by a difference of exact gradients."""
+        with mpmath.workdps(self.digits):
+            step = mpf(10) ** -(DIGITS // 2)
+            ahead = self._evaluate({p: x + step * direction.get(p, 0) for p, x in self.point.items()})[1]
+            return {path: (ahead[path] - slope) / step for path, slope in self.gradient.items()}

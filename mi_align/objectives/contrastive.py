@@ -116,16 +116,21 @@ def _scores(scores: Array, where: Array | None, weights: Array | None = None) ->
 def _below_peak(scores: Array, where: Array | None) -> tuple[Array, Array]:
     """Every score minus the row's largest kept one (0 under the mask), and Σ eᵍᵃᵖ of the others.
 
-    The largest score is a pivot that derivatives pass through: it keeps the digits of 1 − p where p is nearly 1.
+    Where the largest has more than half of the softmax's mass, derivatives pass through it as the pivot of all gaps:
+    that keeps the digits of 1 − p for p near 1. Elsewhere it is a constant, which keeps those of a small p.
     """
     scores = fill(scores, where, -jnp.inf)
-    is_peak = jax.lax.broadcasted_iota(jnp.int32, scores.shape, scores.ndim - 1) == jnp.argmax(
-        scores, axis=-1, keepdims=True
-    )
+    is_peak = _positions(scores) == jnp.argmax(scores, axis=-1, keepdims=True)
     others = ~is_peak if where is None else ~is_peak & where
-    peak = masked_sum(scores, is_peak, axis=-1)
-    gap = fill(fill(scores, others, 0) - fill(peak[..., None], others, 0), others, 0)
-    return gap, masked_sum(jnp.exp(gap), others, axis=-1)
+    peak = jnp.expand_dims(masked_sum(scores, is_peak, axis=-1), -1)
+    peak = fill(peak, jnp.isfinite(peak), 0)
+    rest = masked_sum(jnp.exp(fill(scores - peak, others, -jnp.inf)), axis=-1)
+    dominant = jnp.expand_dims(rest < 1, -1)
+    pivot = jnp.where(dominant, peak, jax.lax.stop_gradient(peak))
+    gap = fill(scores - pivot, others, 0)
+    own = peak - pivot  # 0, with a derivative unless the peak is the pivot
+    rest = masked_sum(jnp.exp(gap), others, axis=-1) + expm1(jnp.squeeze(own, -1))
+    return jnp.where(is_peak, own, gap), rest
 
 
 @objective
@@ -195,8 +200,10 @@ def plackett_luce_loss(
     (scores,) = _scores(scores, where)
     checks.mask(ties, scores, name="ties")
     counted = jnp.ones(scores.shape, bool) if where is None else where
-    best, total = _tails(fill(scores, where, jnp.finfo(scores.dtype).min), counted)
-    against = scaled_softplus(_next(best, jnp.finfo(best.dtype).min) - scores, _next(total, 0))
+    lowest = jnp.finfo(scores.dtype).min
+    best, total = _tails(fill(scores, where, lowest), counted)
+    scores = fill(scores, where, 0)
+    against = scaled_softplus(_next(best, lowest) - scores, _next(total, 0))
     if ties is not None:
         start = _starts_of_ties(ties, counted)
         best, total = (jnp.take_along_axis(x, start, axis=-1) for x in (best, total))
@@ -230,7 +237,5 @@ def _join(a: tuple[Array, Array], b: tuple[Array, Array]) -> tuple[Array, Array]
 def _starts_of_ties(ties: Array, counted: Array) -> Array:
     """For every candidate the position of the first counted one on its level."""
     axis = ties.ndim - 1
-    level = jnp.cumsum(~ties, axis=axis)
-    so_far = jax.lax.cummax(jnp.where(counted, level, -1), axis=axis)
-    before = jnp.concatenate([jnp.full_like(so_far[..., :1], -1), so_far[..., :-1]], axis=-1)
-    return jax.lax.cummax(jnp.where(counted & (level > before), _positions(ties), 0), axis=axis)
+    opens_level = counted & (~ties | (jnp.cumsum(counted, axis=axis) == 1))
+    return jax.lax.cummax(jnp.where(opens_level, _positions(ties), 0), axis=axis)

@@ -1,7 +1,7 @@
 """Inputs for any objective, drawn from what its signature says.
 
-One name means one thing everywhere in the library, so how an argument is drawn belongs to its name, and its shape to its
-annotation: `"*batch"` is a number an example, `"*batch K"` a list.
+One name means one thing everywhere in the library, so how an argument is drawn belongs to its name, and its shape to
+its annotation: `"*batch"` is a number an example, `"*batch K"` a list.
 
 Logits lie on a binary grid fine enough to look continuous and coarse enough that sums and differences of a few of them
 are exact. What a comparison then sees is the formula's own error, not the rounding of s⁺ − s⁻, which no formula can
@@ -19,7 +19,10 @@ import numpy as np
 
 #: How logits are spread: standard deviation, with "ties" for many equal ones and "shifted" for a common large offset.
 REGIMES = (1e-6, 0.1, 3.0, 60.0, 1e4, "ties", "shifted")
-SIZES = {"K": 5, "n": 5, "N": 4}
+SIZES = {"K": 5, "n": 5, "N": 4, "M": 6, "G": 4, "T": 3}
+
+#: Samples of estimators that reduce over `axis`, which their annotations leave open.
+SAMPLES = {"joint": ("N",), "marginal": ("M",)}
 
 LOGITS = {"positive", "negative", "negatives", "scores", "score"}
 LEVELS = {"margin", "target", "reference_point", "shift"}
@@ -35,25 +38,39 @@ UNIFORM = {
 def shapes(objective: Callable[..., Any]) -> dict[str, tuple[str, ...] | None]:
     """Every array argument's axes after the batch, by name; None for a number that the whole batch shares."""
     hints = typing.get_type_hints(inspect.unwrap(objective))
-    return {name: _axes(hints[name]) for name in inspect.signature(objective).parameters if _is_drawn(name)}
+    return {name: _axes(name, hints[name]) for name in inspect.signature(objective).parameters if _is_drawn(name)}
 
 
 def _is_drawn(name: str) -> bool:
     return not name.startswith("where") and name not in {"axis", "axis_name"}
 
 
-def _axes(hint: Any) -> tuple[str, ...] | None:
+def _axes(name: str, hint: Any) -> tuple[str, ...] | None:
+    if name.removeprefix("where_") in SAMPLES:
+        return SAMPLES[name.removeprefix("where_")]
     for part in [hint, *typing.get_args(hint)]:
         dims = getattr(part, "dim_str", None)
         if dims is not None:
-            return tuple(dims.split()[1:]) if dims.startswith("*") else None
+            return tuple(dims.split()[1:]) if dims.startswith(("*", "...", "#...")) else None
     return None
 
 
-def masked_axes(objective: Callable[..., Any]) -> tuple[str, ...] | None:
-    """The axes that `where` has after the batch, if the objective takes a mask."""
+def masks(objective: Callable[..., Any]) -> dict[str, tuple[str, ...]]:
+    """Every mask that the objective takes, with its axes after the batch."""
     hints = typing.get_type_hints(inspect.unwrap(objective))
-    return _axes(hints["where"]) if "where" in hints else None
+    return {name: _axes(name, hints[name]) for name in hints if name.startswith("where")}
+
+
+def draw_masks(
+    objective: Callable[..., Any], rng: np.random.Generator, batch: tuple[int, ...], sizes: Mapping[str, int] = SIZES
+) -> dict[str, np.ndarray]:
+    """Masks that keep about two thirds, and in each list at least one entry."""
+    drawn = {}
+    for name, axes in masks(objective).items():
+        kept = rng.random((*batch, *(sizes[a] for a in axes))) < 0.7
+        kept[..., rng.integers(kept.shape[-1])] = True
+        drawn[name] = kept
+    return drawn
 
 
 def draw(
@@ -102,8 +119,8 @@ def _on_grid(rng: np.random.Generator, regime: float | str, shape: tuple[int, ..
 
 
 def examples(objective: Callable[..., Any], arguments: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """The batch taken apart: plain Python numbers and lists, one dictionary an example."""
-    axes = shapes(objective)
+    """The batch taken apart: plain Python numbers and lists, one dictionary an example; masks stay beside them."""
+    axes = {**shapes(objective), **masks(objective)}
     size = next(len(x) for name, x in arguments.items() if axes[name] is not None)
     for i in range(size):
         yield {name: x if axes[name] is None else np.asarray(x)[i].tolist() for name, x in arguments.items()}

@@ -1,0 +1,108 @@
+"""Every objective evaluated once on a batch that holds all regimes, with what the truth says about it.
+
+One compiled function an objective and dtype gives values, gradients and Hessian-vector products; the tests look at its
+results from different sides, and call it again with other contents of the same shape.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import zlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+import mi_align.objectives as objectives
+from tests.conformance import inputs
+from tests.conformance.compare import drop
+from tests.oracles import ORACLES
+from tests.precise import Truth
+
+#: Names in `__all__` that are no function of logits to numbers; they are tested on their own.
+SEPARATE = {"MineState", "mine_init", "mine_step", "kto_reference_point"}
+NAMES = sorted(set(objectives.__all__) - SEPARATE)
+LISTS = [name for name in NAMES if inputs.masks(getattr(objectives, name))]
+ROWS_PER_REGIME = 4
+
+Arrays = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One objective on one batch.
+
+    Attributes:
+      arguments: what was drawn, by name; `where…` included.
+      differentiable: the names that get a derivative.
+      directions: what the Hessian is multiplied with.
+      run: arguments -> (values, gradient of their sum, Hessian of their sum times the directions).
+    """
+
+    name: str
+    dtype: type
+    arguments: Arrays
+    differentiable: tuple[str, ...]
+    directions: Arrays
+    run: Callable[[Mapping[str, Any]], tuple[np.ndarray, Arrays, Arrays]]
+
+    @property
+    def objective(self) -> Callable[..., Any]:
+        return getattr(objectives, self.name)
+
+    @functools.cached_property
+    def result(self) -> tuple[np.ndarray, Arrays, Arrays]:
+        return self.run(self.arguments)
+
+    @functools.cached_property
+    def truths(self) -> list[Truth]:
+        """The truth about every row."""
+        digits = 50 if self.dtype == np.float32 else 330
+        examples = inputs.examples(self.objective, self.arguments)
+        return [
+            Truth(ORACLES[self.name], drop(self.objective, e), range_digits=digits, levels=inputs.LOGITS)
+            for e in examples
+        ]
+
+
+def seed_of(*parts: Any) -> int:
+    return zlib.crc32(" ".join(map(str, parts)).encode())
+
+
+@functools.cache
+def case(name: str, dtype: type = np.float64, size: int | None = None, regimes: tuple = inputs.REGIMES) -> Case:
+    """The objective `name` on a batch with all regimes; lists are `size` long, or as long as `inputs.SIZES` says."""
+    objective = getattr(objectives, name)
+    rng = np.random.default_rng(seed_of(name, np.dtype(dtype), size))
+    sizes = inputs.SIZES if size is None else dict.fromkeys(inputs.SIZES, size)
+    drawn = [inputs.draw(objective, rng, r, batch=(ROWS_PER_REGIME,), dtype=dtype, sizes=sizes) for r in regimes]
+    shared = {n for n, axes in inputs.shapes(objective).items() if axes is None}
+    arguments = {n: drawn[0][n] if n in shared else np.concatenate([d[n] for d in drawn]) for n in drawn[0]}
+    differentiable = tuple(n for n in arguments if n not in shared and arguments[n].dtype.kind == "f")
+    rows = ROWS_PER_REGIME * len(regimes)
+    arguments |= inputs.draw_masks(objective, rng, (rows,), sizes)
+    directions = {n: rng.normal(size=arguments[n].shape).astype(dtype) for n in differentiable}
+    return Case(name, dtype, arguments, differentiable, directions, _compiled(objective, differentiable, directions))
+
+
+def _compiled(objective: Callable[..., Any], differentiable: tuple[str, ...], directions: Arrays) -> Callable[..., Any]:
+    def total(varied: Arrays, fixed: Arrays) -> tuple[jax.Array, jax.Array]:
+        values = objective(**varied, **fixed)
+        return values.sum(), values
+
+    @jax.jit
+    def everything(varied: Arrays, fixed: Arrays) -> Any:
+        gradient = functools.partial(jax.grad(total, has_aux=True), fixed=fixed)
+        (slopes, values), (bends, _) = jax.jvp(gradient, (varied,), (directions,))
+        return values, slopes, bends
+
+    def run(arguments: Mapping[str, Any]) -> tuple[np.ndarray, Arrays, Arrays]:
+        varied = {n: arguments[n] for n in differentiable}
+        fixed = {n: x for n, x in arguments.items() if n not in differentiable}
+        with jax.enable_x64(directions_are_double):
+            return jax.tree.map(np.asarray, everything(varied, fixed))
+
+    directions_are_double = any(d.dtype == np.float64 for d in directions.values())
+    return run
