@@ -75,7 +75,7 @@ def estimate(
     information: tuple[float, ...] = tuple(np.linspace(0.5, 10.0, 20)),
     *,
     batch: int = 128,
-    batches: int = 200,
+    batches: int = 100,
     dimensions: int = 10,
     smile_clip: float = 5.0,
     alpha: float = 0.01,

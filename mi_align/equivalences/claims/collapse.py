@@ -24,7 +24,7 @@ __all__ = ["CLAIMS"]
 _CORNERS = tuple(itertools.product((-1.0, 1.0), repeat=3))
 #: The same pair, but the eight other responses sit at the corners of a cube: they share features with it.
 _CROWDED = dataclasses.replace(COLLAPSE, features=(*COLLAPSE.features[:2], *_CORNERS))
-_DUPLICATE_STEPS = (145, 1000, 100_000)
+_DUPLICATE_STEPS = (149, 1000, 100_000)
 _THREE_DECIMALS = dict.fromkeys(("float64", "float32", "bfloat16"), 6e-4)
 _AS_STATED = "the numbers are stated to three decimals"
 
@@ -146,7 +146,7 @@ CLAIMS: tuple[Claim, ...] = (
     Claim(
         id="34o",
         title="Near-duplicates: DPO's chosen log-ratio goes from +.07 to −36 nats",
-        statement=r"a_{145} = +.074,\quad a_{1000} = -3.01,\quad a_{100000} = -35.60",
+        statement=r"a_{149} = +.074,\quad a_{1000} = -3.01,\quad a_{100000} = -35.60",
         kind=Kind.EXACT,
         draw=_start(NEAR_DUPLICATES),
         left=lambda x: _path(x, NEAR_DUPLICATES, "dpo", _DUPLICATE_STEPS),

@@ -17,6 +17,7 @@ __all__ = ["CLAIMS"]
 
 _RESPONSES, _FEATURES, _STEPS = 4, 2, 60
 _ENOUGH = 100_000  # each sample differentiates a policy
+_RATES = tuple(2.0**-k for k in range(4, 12))
 _PAIR = np.asarray([[0, 1]])
 #: One pair (0, 1), and nine copies of another (2, 3) whose chosen response takes mass away from everything else.
 _CROWD = np.asarray([[0, 1]] + [[2, 3]] * 9)
@@ -69,6 +70,19 @@ def _first_step(method: str, comparisons: np.ndarray = _PAIR) -> Callable[[Input
         return jax.jvp(lambda theta: dynamics.log_policy(task, theta)[0], (x["parameters"],), (step,))[1]
 
     return rate
+
+
+def _beyond_first_order(x: Inputs) -> Array:
+    """|Δ log π(y_w) − η rate| of one DPO step, for each learning rate η."""
+    task, start = _task(x), x["parameters"]
+    loss = dynamics.loss_of(task, lambda c: METHODS["dpo"](c, beta=x["beta"]))
+
+    def moved(rate: Array) -> Array:
+        end = dynamics.descend(loss, start, learning_rate=rate, record=(1,))[0]
+        return dynamics.log_policy(task, end)[0] - dynamics.log_policy(task, start)[0]
+
+    rates = jnp.asarray(_RATES, start.dtype)
+    return jnp.abs(jax.vmap(moved)(rates) - rates * _dpo_rate(x))
 
 
 def _closed_form(x: Inputs) -> tuple[Array, Array, Array, Array, Array]:
@@ -198,6 +212,21 @@ CLAIMS: tuple[Claim, ...] = (
         slip="the criterion shifted by 0.1",
         source=_SOURCE,
         samples=_ENOUGH,
+    ),
+    Claim(
+        id="31d",
+        title="What a finite step does beyond that is of second order",
+        statement=r"\log\pi_{\theta+\eta g}(y_w) - \log\pi_\theta(y_w) - \eta\,\frac{d\log\pi(y_w)}{d\eta}"
+        r" = \Theta(\eta^2)",
+        kind=Kind.ASYMPTOTIC,
+        draw=_log_linear,
+        left=_beyond_first_order,
+        right=lambda x: jnp.square(jnp.asarray(_RATES, x["beta"].dtype)),
+        twin=lambda x: jnp.asarray(_RATES, x["beta"].dtype),
+        slip="first order",
+        source="derived here",
+        samples=1000,
+        grid=_RATES,
     ),
     Claim(
         id="32a",

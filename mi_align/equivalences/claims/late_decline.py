@@ -24,6 +24,7 @@ __all__ = ["CLAIMS"]
 _PEAKS = {"dpo": 194, "mio": 345, "bco_pair": 158}
 _EARLY = tuple(range(1, 401))
 _SETTLED = 20_000
+_LATE = (20_000, 50_000, 100_000, 200_000, 400_000)
 _STEPS = (10, 100, 1000, 4000)
 _SOURCE = "derived here"
 _THREE_DECIMALS = dict.fromkeys(("float64", "float32", "bfloat16"), 6e-4)
@@ -231,6 +232,22 @@ CLAIMS: tuple[Claim, ...] = (
         samples=1,
         tolerance=_THREE_DECIMALS,
         why="the numbers are stated to three decimals",
+        figure="late_decline",
+    ),
+    Claim(
+        id="34j",
+        title="Toy 34: under DPO the chosen response's probability falls as 1/t",
+        statement=r"\frac{\pi_t(y_w)}{\pi_{\mathrm{ref}}(y_w)} = e^{a_t} \sim"
+        r" \frac{1}{\eta t\,\pi_{\mathrm{ref}}(\mathrm{other})}",
+        kind=Kind.ASYMPTOTIC,
+        draw=_start,
+        left=lambda x: jnp.exp(_train(x, "dpo", _LATE).log_ratio[:, 0]),
+        right=lambda x: 1 / (0.02 * 0.05 * jnp.asarray(_LATE)),
+        twin=lambda x: 1 / jnp.sqrt(jnp.asarray(_LATE)),
+        slip="the inverse square root of t",
+        source=_SOURCE,
+        samples=1,
+        grid=tuple(map(float, _LATE)),
         figure="late_decline",
     ),
     Claim(

@@ -80,6 +80,12 @@ def _rare(x: Inputs) -> Array:
     return correct * (1 - correct)
 
 
+def _flow_time(answers: Array) -> Array:
+    """When gradient flow from a uniform policy gives the correct answer probability ½."""
+    others = answers - 1
+    return others / answers * (others + 2 * jnp.log(others) - 1 / others)
+
+
 def _success(key: PRNGKeyArray) -> Inputs:
     return {"p": jax.random.uniform(key, minval=0.02, maxval=0.98)}
 
@@ -209,6 +215,22 @@ CLAIMS: tuple[Claim, ...] = (
         source="derived here: exact policy gradient, rate 1, uniform start",
         derivatives=0,
         samples=1,
+        figure="starvation",
+    ),
+    Claim(
+        id="25f",
+        title="An answer of probability ε takes about 1/ε steps",
+        statement=r"t(K) \sim \frac{K-1}{K}\left[K - 1 + 2\log(K-1) - \frac{1}{K-1}\right] \sim \frac{1}{\varepsilon},"
+        r"\quad \varepsilon = 1/K",
+        kind=Kind.ASYMPTOTIC,
+        draw=lambda key: {"rate": jnp.ones(())},
+        left=lambda x: jnp.stack([steps_to_solve(k, x["rate"]) for k in _SOLVED_IN]).astype(x["rate"].dtype),
+        right=lambda x: _flow_time(jnp.asarray(list(_SOLVED_IN), x["rate"].dtype)),
+        twin=lambda x: jnp.log(jnp.asarray(list(_SOLVED_IN), x["rate"].dtype)),
+        slip="log 1/ε steps",
+        source="derived here: the time that gradient flow needs, in closed form",
+        samples=1,
+        grid=tuple(map(float, _SOLVED_IN)),
         figure="starvation",
     ),
     Claim(

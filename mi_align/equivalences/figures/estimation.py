@@ -32,7 +32,7 @@ def draw_bounds(estimates: gaussian_bounds.Estimates) -> Figure:
         axes.set(xlim=(0, truth[-1]), ylim=(-1, truth[-1] + 2))
         level(axes, float(np.log(batch)), f"log N, N = {batch}", at=0.01)
     level(row[1], float(2 * np.log(2)), "2 log 2", at=0.87)
-    level(row[1], float(np.log(batch / 0.01)), "log N/α", at=0.01)
+    level(row[1], float(np.log((batch - 1) / estimates.alpha)), "log (N − 1)/α", at=0.01)
     legend(row[0], loc="upper left")
     legend(row[1], loc="upper left", bbox_to_anchor=(0.0, 0.8))
     x, y = "true mutual information (nats)", "estimate with the exact critic (nats)"

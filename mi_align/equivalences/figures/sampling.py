@@ -60,7 +60,7 @@ def draw_optimum(optimum: studies.Optimum) -> Figure:
         axes.set_yscale("log")
     level(left, 1e-8, "$10^{-8}$", at=0.9)
     right.set_xscale("log")
-    legend(left, loc="lower left")
+    legend(left, loc="lower left", handlelength=1.3)
     y = "total variation to π* ∝ $π_{ref}\\,e^{r/β}$"
     title(left, "DPO's minimiser is the RLHF optimum π*", x="Newton steps on DPO's population loss", y=y)
     title(right, "Any law of pairs leads there; it sets the speed", x="gradient steps on the same loss", y=y)
@@ -90,7 +90,7 @@ def draw_pass_at_k(curves: studies.PassAtK) -> Figure:
     legend(axes, loc="upper left")
     title(
         axes,
-        "Curves cross where prompts are given up, not under the KL-regularised optimum",
+        "Constructed example: curves cross where prompts are given up,\nnot under the KL-regularised optimum",
         x="k, samples per prompt",
         y="mean pass@k",
     )

@@ -6,15 +6,13 @@ when one is drawn.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-import numpy as np
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["COLOUR", "GREY", "INK", "level", "panels", "title"]
+__all__ = ["COLOUR", "GREY", "INK", "legend", "level", "panels", "title"]
 
 INK = "#222222"
 GREY = "#8a8a8a"
@@ -69,11 +67,6 @@ def level(axes: Axes, y: float, text: str, *, at: float = 0.01, above: bool = Tr
     )
 
 
-def legend(axes: Axes, **where: object) -> None:
+def legend(axes: Axes, **where: Any) -> None:
     """The legend, without a frame."""
     axes.legend(frameon=False, fontsize=_SMALL, labelcolor=INK, **where)
-
-
-def finite(values: object) -> np.ndarray:
-    """An array for plotting."""
-    return np.asarray(values, float)

@@ -34,17 +34,20 @@ def draw_late_decline(curves: Mapping[str, History]) -> Figure:
     level(left, float(np.log(2)), "ln 2, MIO's target if free to move")
     level(left, 0.414675, ".4147, the class maximum", at=0.62)
     legend(left, loc="lower left")
-    title(left, "DPO peaks, then declines without bound; MIO settles", x=_STEPS, y="chosen: " + _RATIO)
-
-    shares = np.exp(np.asarray(curves["dpo"].log_policy))
-    right.stackplot(
-        np.asarray(curves["dpo"].step), shares.T, colors=[COLOUR["second"], COLOUR["third"], "#d0d0d0"], linewidth=0
+    title(
+        left,
+        "One feature, three responses:\nDPO peaks, then declines without bound; MIO settles",
+        x=_STEPS,
+        y="chosen: " + _RATIO,
     )
+
+    shares = np.exp(curves["dpo"].log_policy)
+    right.stackplot(curves["dpo"].step, shares.T, colors=[COLOUR["second"], COLOUR["third"], "#d0d0d0"], linewidth=0)
     for text, x, y in (("chosen", 60, 0.15), ("rejected", 8, 0.6), ("other", 20_000, 0.6)):
         right.text(x, y, text, color=INK, fontsize=10, ha="center")
     right.set_xscale("log")
     right.margins(0)
-    title(right, "Under DPO a third response takes the mass", x=_STEPS, y="probability under DPO")
+    title(right, "The same policy under DPO:\na third response takes the mass", x=_STEPS, y="probability under DPO")
     return figure
 
 
@@ -104,7 +107,12 @@ def draw_gain_cap(curves: Mapping[str, tuple[np.ndarray, np.ndarray]], *, refere
         cap = reference * 2 ** (1 / beta)
         level(axes, cap, f"$2^{{1/β}}\\,π_{{ref}}$ at β = {beta:g}", at=0.76)
     legend(axes, loc="upper left")
-    title(axes, "Negative control: MIO's gain is capped at $2^{1/β}$", x=_STEPS, y="probability of the chosen response")
+    title(
+        axes,
+        "Negative control, tabular policy: MIO's gain is capped at $2^{1/β}$",
+        x=_STEPS,
+        y="probability of the chosen response",
+    )
     return figure
 
 
