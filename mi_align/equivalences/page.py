@@ -38,13 +38,13 @@ class Section(NamedTuple):
 
 @functools.lru_cache(maxsize=4096)
 def formula(latex: str) -> str:
-    """LaTeX, without dollar signs, as MathML.
+    """LaTeX, without dollar signs, as MathML on a line of its own.
 
     Raises:
       ValueError: the LaTeX could not be converted.
     """
     try:
-        return latex2mathml.converter.convert(latex)
+        return f'<div class="formula">{latex2mathml.converter.convert(latex, display="block")}</div>'
     except Exception as error:
         raise ValueError(f"cannot typeset {latex!r}: {type(error).__name__}: {error}") from error
 

@@ -111,10 +111,10 @@ def ledger_sections(certificates: Sequence[Certificate]) -> list[Section]:
 
 _READING = paragraph(
     "A claim is two functions of the same random inputs. EXACT: equal on every sample, and so are their derivatives. "
-    "INEQUALITY: left ≤ right on every sample; shown is how far it came from failing. OPTIMUM: one side runs an optimiser "
-    "to convergence. ASYMPTOTIC: both sides fall at the same rate. MONTE CARLO: equal in the mean, shown in standard "
-    "errors. Errors are relative to max(1, |left|, |right|). Every claim has a twin, the same with one thing wrong, "
-    "which must fail: a ledger that cannot fail proves nothing. Logarithms are natural; information is in nats."
+    "INEQUALITY: left ≤ right on every sample; shown is how far it came from failing. OPTIMUM: one side runs an "
+    "optimiser to convergence. ASYMPTOTIC: both sides fall at the same rate. MONTE CARLO: equal in the mean, shown in "
+    "standard errors. Errors are relative to max(1, |left|, |right|). Every claim has a twin, the same with one thing "
+    "wrong, which must fail: a ledger that cannot fail proves nothing. Logarithms are natural; information is in nats."
 )
 _RESIDUALS = "Worst case of every exact claim over its samples, values and derivatives, beside what is allowed."
 
@@ -155,9 +155,7 @@ def _row(c: Certificate) -> tuple[str, ...]:
     notes = [c.source, f"twin: {c.slip}", *([f"tolerance: {c.why}"] if c.why else [])]
     if isinstance(c.worst, str):
         notes.append(c.worst)
-    what = f"{html.escape(c.title)}<br>{formula(c.statement)}" + "".join(
-        f"<small>{html.escape(n)}</small>" for n in notes
-    )
+    what = f"{html.escape(c.title)}{formula(c.statement)}" + "".join(f"<small>{html.escape(n)}</small>" for n in notes)
     twin = "–" if c.twin_fails is None else f"{c.twin_error:.1e}"
     kind = f"{c.kind}<small>value{orders}</small>" if c.kind == "exact" else c.kind
     return (f"{mark} {html.escape(c.id)}", what, kind, f"{c.samples:,}", f"{c.error:.1e}", f"{c.tolerance:.0e}", twin)
