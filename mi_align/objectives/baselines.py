@@ -17,6 +17,7 @@ from mi_align.numerics import (
     exp_excess,
     expm1,
     fill,
+    log1p,
     masked_mean,
     masked_sum,
     mean_expm1,
@@ -141,7 +142,7 @@ def _log_of_near(mean_minus_one: Array, mean: Array) -> Float[Array, "..."]:
     near = mean_minus_one > -0.5
     # An entry that is not looked at may have no mean at all, and log 0 would have no derivative.
     far = ~near & (mean > 0)
-    return jnp.where(near, jnp.log1p(jnp.where(near, mean_minus_one, 0)), jnp.log(jnp.where(far, mean, 1)))
+    return jnp.where(near, log1p(jnp.where(near, mean_minus_one, 0)), jnp.log(jnp.where(far, mean, 1)))
 
 
 def _log_mixtures(

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from mi_align import checks
-from mi_align.numerics import AxisName, centred_log_mean_exp, count, expm1, masked_mean, pivot
+from mi_align.numerics import AxisName, centred_log_mean_exp, count, expm1, log1p, masked_mean, pivot
 from mi_align.objectives._public import objective
 from mi_align.objectives._samples import SampleAxis, if_sampled, samples
 
@@ -124,5 +124,5 @@ def _advance(
     weight = decay * state.weight + (1 - decay)
     share = (1 - decay) / weight
     # Relative to the batch's own top, so that the ratio has no rounding of large scores in it.
-    log_average = jnp.logaddexp(state.log_average - top + jnp.log1p(-share), log_mean + jnp.log(share))
+    log_average = jnp.logaddexp(state.log_average - top + log1p(-share), log_mean + jnp.log(share))
     return jax.lax.stop_gradient((MineState(log_average + top, weight), log_mean - log_average))

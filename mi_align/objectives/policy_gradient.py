@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from mi_align import checks
-from mi_align.numerics import as_float, fill
+from mi_align.numerics import as_float, fill, log1p
 from mi_align.objectives._public import objective
 from mi_align.objectives.advantages import rloo_advantage
 
@@ -148,8 +148,8 @@ def ppo_loss(
     log_ratio = logp - jax.lax.stop_gradient(old_logp)
     advantage = jax.lax.stop_gradient(advantage)
     # Which of the two bounds min(…) applies depends on A's sign; as logarithms, ratios beyond it never overflow.
-    gain = jnp.minimum(log_ratio, jnp.log1p(clip_high))
-    loss = jnp.minimum(jnp.maximum(log_ratio, jnp.log1p(-clip_low)), jnp.log(ratio_cap))
+    gain = jnp.minimum(log_ratio, log1p(jnp.asarray(clip_high)))
+    loss = jnp.minimum(jnp.maximum(log_ratio, log1p(-jnp.asarray(clip_low))), jnp.log(ratio_cap))
     return -advantage * jnp.exp(jnp.where(advantage < 0, loss, gain))
 
 

@@ -68,7 +68,7 @@ def gspo_loss(
     array([-1.1   ,  1.0513], dtype=float32)
     """
     logp, old_logp, advantage = tokens(logp, old_logp, advantage, where)
-    log_ratio = masked_mean(logp - old_logp, where, axis=-1)
+    log_ratio = masked_mean(logp - jax.lax.stop_gradient(old_logp), where, axis=-1)
     clips: dict[str, Any] = {"clip_low": clip_low, "clip_high": clip_high, "ratio_cap": ratio_cap}
     surrogate = ppo_loss(log_ratio, jnp.zeros_like(log_ratio), advantage, **clips)
     some = None if where is None else jnp.any(where, axis=-1)
