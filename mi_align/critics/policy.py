@@ -101,9 +101,9 @@ def _token_logps(candidates: Candidates) -> Tokens:
 
 def _token_log_ratios(candidates: Candidates) -> Tokens:
     """log π − log π_ref of each token, 0 where masks drop it; the reference is a constant."""
+    policy = _policy(candidates)
     remedy = "Pass log π_ref of each token, or take a critic without a reference, such as `length_normalised`."
     reference = jax.lax.stop_gradient(_field(candidates, "reference", remedy))
-    policy = _policy(candidates)
     checks.same_shape(policy=policy, reference=reference)
     kept = _kept(candidates, policy)
     policy, reference = as_float(policy, reference)
