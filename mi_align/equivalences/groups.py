@@ -14,20 +14,25 @@ import numpy as np
 from jax.scipy.special import xlog1py, xlogy
 from jaxtyping import Array, Bool, Float, PRNGKeyArray
 
-from mi_align.objectives import kl_regularised_value
+from mi_align.equivalences.claim import Inputs
+from mi_align.objectives import group_advantage, grpo_loss, kl_regularised_value
 
 __all__ = [
     "all_groups",
     "between",
     "binomial_law",
+    "expected_grpo_step",
     "expected_step",
     "group_chances",
+    "judged_policy",
     "normals",
     "regularised_optimum",
+    "reward_group",
+    "success_gradient",
     "verdicts",
 ]
 
-GroupLoss = Callable[[Float[Array, "groups size"], Float[Array, "groups size"]], Float[Array, "groups"]]
+GroupLoss = Callable[[Array, Array], Array]
 
 
 def all_groups(responses: int, size: int) -> Float[np.ndarray, "groups size responses"]:
@@ -64,6 +69,24 @@ def expected_step(
     return push - jnp.sum(push) * jax.nn.softmax(logits)
 
 
+def expected_grpo_step(x: Inputs, *, size: int) -> Float[Array, "responses"]:
+    """GRPO's expected step on a `judged_policy` that samples; one token an answer, population deviation, ε = 0."""
+
+    def loss(log_ratio: Array, reward: Array) -> Array:
+        advantage = group_advantage(reward, correction=0.0, eps=0.0)
+        new = log_ratio[..., None]
+        return jnp.mean(grpo_loss(new, jnp.zeros_like(new), advantage), axis=-1)
+
+    return expected_step(loss, x["logits"], x["right"], size=size)
+
+
+def success_gradient(x: Inputs) -> tuple[Float[Array, ""], Float[Array, "responses"]]:
+    """p, a `judged_policy`'s chance of being right, and ∂p/∂logits = π (r − p)."""
+    policy = jax.nn.softmax(x["logits"])
+    p = jnp.sum(policy * x["right"])
+    return p, policy * (x["right"] - p)
+
+
 def binomial_law(p: Float[Array, "*batch"], trials: int) -> Float[Array, "*batch counts"]:
     """The probabilities of 0 … `trials` successes."""
     count = jnp.arange(trials + 1, dtype=p.dtype)
@@ -95,7 +118,7 @@ def verdicts(noise: Float[Array, ""], responses: int) -> Bool[Array, "responses"
     return jnp.asarray(table)[between(0, len(codes), noise).astype(int)]
 
 
-def between(low: float, high: float, noise: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+def between(low: float | Array, high: float | Array, noise: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """Standard normal numbers carried into the open interval (low, high)."""
     return low + (high - low) * jax.nn.sigmoid(2 * noise)
 
@@ -105,3 +128,20 @@ def normals(key: PRNGKeyArray, **shapes: tuple[int, ...]) -> dict[str, Float[Arr
     ends = np.cumsum([math.prod(shape) for shape in shapes.values()])
     parts = jnp.split(jax.random.normal(key, (int(ends[-1]),)), ends[:-1])
     return {name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
+
+
+def judged_policy(responses: int) -> Callable[[PRNGKeyArray], Inputs]:
+    """A draw: a policy's `logits`, which responses are `right`, and `beta`."""
+
+    def draw(key: PRNGKeyArray) -> Inputs:
+        x = normals(key, logits=(responses,), right=(), beta=())
+        return {"logits": x["logits"], "right": verdicts(x["right"], responses), "beta": between(0.1, 2.0, x["beta"])}
+
+    return draw
+
+
+def reward_group(key: PRNGKeyArray) -> Inputs:
+    """A draw: a group's `reward` and `where`; the first two are kept, and differ by enough to divide by."""
+    x = normals(key, reward=(6,), where=(6,))
+    first = x["reward"][1] + 0.5 + jnp.abs(x["reward"][0])
+    return {"reward": 2 * x["reward"].at[0].set(first), "where": (x["where"] > 0).at[:2].set(True)}

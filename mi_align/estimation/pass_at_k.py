@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float, Int
 
 from mi_align import checks
@@ -11,9 +12,10 @@ from mi_align import checks
 __all__ = ["pass_at_k"]
 
 
-def pass_at_k(
-    correct: int | Int[Array, "*#batch"], total: int | Int[Array, "*#batch"], k: int | Int[Array, "*#batch"]
-) -> Float[Array, "*batch"]:
+Count = int | Int[Array, "*#batch"] | Int[np.ndarray, "*#batch"]
+
+
+def pass_at_k(correct: Count, total: Count, k: Count) -> Float[Array, "*batch"]:
     """Unbiased estimate of the chance that at least one of k samples is right, from n samples of which c were right.
 
     pass@k = 1 − C(n−c, k) / C(n, k) = 1 − Π_{i=n−c+1}^{n} (1 − k/i)
