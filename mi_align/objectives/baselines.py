@@ -140,15 +140,13 @@ def nwj_bound(
 def _log_of_near(mean_minus_one: Array, mean: Array) -> Float[Array, "..."]:
     """log of a mean that comes in two forms: from the first where it is near 1, from the second where it is small."""
     near = mean_minus_one > -0.5
-    # An entry that is not looked at may have no mean at all, and log 0 would have no derivative.
-    far = ~near & (mean > 0)
-    return jnp.where(near, log1p(jnp.where(near, mean_minus_one, 0)), jnp.log(jnp.where(far, mean, 1)))
+    return jnp.where(near, log1p(jnp.where(near, mean_minus_one, 0)), jnp.log(jnp.where(near, 1, mean)))
 
 
 def _log_mixtures(
-    x: Array, given: Array, alpha: Array, among: Array, others: Array, left_out: float
+    x: Array, given: Array, alpha: Array, among: Array, others: Array, left_out: float, wanted: Array
 ) -> Float[Array, "*batch N N"]:
-    """log of α (1 + Σ_k e^x_k − `left_out` · e^x_j) / `others` + (1 − α) e^given for every j, k `among` the row."""
+    """log of α (1 + Σ_k e^x_k − `left_out` · e^x_j) / `others` + (1 − α) e^given for `wanted` j, k `among` the row."""
     top = jnp.maximum(jnp.max(fill(x, among, -jnp.inf), axis=-1, keepdims=True), 0)
     top = jnp.maximum(jnp.where(alpha > 0, top, -jnp.inf), jnp.where(alpha < 1, given, -jnp.inf))
     top = jax.lax.stop_gradient(top)
@@ -161,7 +159,8 @@ def _log_mixtures(
         total = f(own) + masked_sum(values, axis=-1)[..., None] - left_out * values
         return alpha * total / others + (1 - alpha) * f(given_below)
 
-    return top + _log_of_near(mean(expm1), mean(jnp.exp))
+    # Where nothing is wanted there may be no mean at all, and log 0 has no derivative.
+    return top + _log_of_near(fill(mean(expm1), wanted, 0), fill(mean(jnp.exp), wanted, 1))
 
 
 def _log_baselines(x: Array, given: Array, alpha: Array, pairs: Array) -> Float[Array, "*batch N N"]:
@@ -172,8 +171,9 @@ def _log_baselines(x: Array, given: Array, alpha: Array, pairs: Array) -> Float[
     """
     largest = jax.nn.one_hot(jnp.argmax(fill(x, pairs, -jnp.inf), axis=-1), x.shape[-1], dtype=bool)
     others = jnp.maximum(masked_sum(jnp.ones_like(x), pairs, axis=-1)[..., None], 1)
-    without_largest = _log_mixtures(x, given, alpha, pairs & ~largest, others, 0.0)
-    return jnp.where(largest, without_largest, _log_mixtures(x, given, alpha, pairs, others, 1.0))
+    rest = pairs & ~largest
+    without_largest = _log_mixtures(x, given, alpha, rest, others, 0.0, pairs & largest)
+    return jnp.where(largest, without_largest, _log_mixtures(x, given, alpha, pairs, others, 1.0, rest))
 
 
 def _marginal_term(excess: Array, alpha: Array) -> Float[Array, "*batch N"]:
