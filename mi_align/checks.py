@@ -171,15 +171,13 @@ def mask(where: Any, like: Any, *, name: str = "where", of: str = "the scores") 
 
 
 def broadcastable(shape: tuple[int, ...], **arrays: Any) -> None:
-    """Every argument broadcasts to `shape`: a scalar, or one value an example."""
+    """Every argument is a scalar, or has as many axes as `shape`, each of its length or 1: one value an example."""
     for name, x in arrays.items():
-        try:
-            fits = np.broadcast_shapes(jnp.shape(x), shape) == tuple(shape)
-        except ValueError:
-            fits = False
-        if not fits:
+        came = jnp.shape(x)
+        fits = len(came) == len(shape) and all(n in (1, m) for n, m in zip(came, shape, strict=True))
+        if came and not fits:
             raise ValueError(
-                f"`{name}` has shape {list(jnp.shape(x))}, but the batch has shape {list(shape)}: a scalar or one "
+                f"`{name}` has shape {list(came)}, but the batch has shape {list(shape)}: a scalar or one "
                 "value an example was wanted."
             )
 

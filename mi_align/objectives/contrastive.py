@@ -1,44 +1,40 @@
-"""One positive against K negatives of the same prompt, and lists of candidates with ranks or soft labels.
+"""One positive against K negatives of the same prompt.
 
-The candidates are the last axis. `where` drops padded candidates; K may be anything from 1 to millions, since nothing
-larger than the scores is ever made.
+The negatives are the last axis, K may be anything from 1 to millions: nothing larger than the scores is ever made.
+`where` drops padded negatives. `ranking` has lists in order of preference, `weighted` lists with soft labels.
+
+    name             formula                                                    shift of all logits
+    info_nce_loss    −s⁺ + log(e^{s⁺} + Σ_k e^{s⁻_k})                           nothing changes
+    info_nce_bound   log(K+1) − info_nce_loss                                   nothing changes
+    nca_loss         sp(−s⁺) + [sp(s⁺) + Σ_k sp(s⁻_k)]/(K+1)                    changes: the level is fixed
+    mio_loss         the same: the paper's name for it
 """
 
 from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from mi_align import checks
 from mi_align.numerics import as_float, count, expm1, fill, log1p, masked_sum, scaled_softplus, softplus
 from mi_align.objectives._public import objective
 
-__all__ = [
-    "exo_loss",
-    "info_nce_bound",
-    "info_nce_loss",
-    "mio_loss",
-    "nca_loss",
-    "plackett_luce_loss",
-    "weighted_info_nce_loss",
-    "weighted_nca_loss",
-]
+__all__ = ["info_nce_bound", "info_nce_loss", "mio_loss", "nca_loss"]
 
 
-def _one_against_many(positive: Array, negatives: Array, where: Array | None) -> tuple[Array, Array]:
+def _one_against_many(positive: Array, negatives: Array, where: Array | None) -> tuple[Array, ...]:
     """Both kinds of logits, checked, wide enough to accumulate in."""
     checks.floating(positive=positive, negatives=negatives)
     checks.negatives_match(positive, negatives)
     checks.mask(where, negatives, of="`negatives`")
-    positive, negatives = as_float(positive, negatives)
-    return positive, negatives
+    return as_float(positive, negatives)
 
 
 def _rivals(positive: Array, negatives: Array, where: Array | None) -> tuple[Array, Array]:
     """The negatives as one rival: how far the best stands above the positive, and Σ_k e^{s⁻_k − best} ≥ 1.
 
-    The best of them is a constant to derivatives: the pair's meaning does not depend on it.
+    The best of them is a constant to derivatives: the two numbers mean the same for any other.
     """
     negatives = fill(negatives, where, -jnp.inf)
     best = jax.lax.stop_gradient(jnp.max(negatives, axis=-1))
@@ -56,6 +52,35 @@ def info_nce_loss(
     """Cross-entropy of picking the positive among itself and K negatives, in nats.
 
     ℓ = −s⁺ + log(e^{s⁺} + Σ_k e^{s⁻_k})
+
+    On the implicit reward this is DPO with K rejected responses (S-DPO).
+
+    When to choose: several negatives a prompt, and only differences matter. With one it is `bradley_terry_loss`; use
+    `nca_loss` when the positive's own level must not fall.
+
+    Args:
+      positive: logits of the preferred responses, `[...]`.
+      negatives: logits of K others of the same prompt, `[..., K]`, K ≥ 1.
+      where: which negatives count, `[..., K]`, True = keep. Default all.
+
+    Returns:
+      One loss an example, `[...]`, in nats, ≥ 0; half precision comes back as float32. 0, with no gradient, where no
+      negative is kept.
+
+    Raises:
+      ValueError: `negatives` is not the positives' shape with an axis K ≥ 1 at its end, or the mask not of its shape.
+      TypeError: logits are not floating-point, or the mask is not boolean.
+
+    Gradient: softmax minus one-hot: ∂ℓ/∂s⁻_k = p_k, ∂ℓ/∂s⁺ = −Σ_k p_k, p the softmax over all K+1 (ledger 45).
+
+    Equal to: the first stage of `plackett_luce_loss` (ledger 17); `bradley_terry_loss` for K = 1 (ledger 13);
+    `weighted_info_nce_loss` with a one-hot label (ledger 17). Shifts of all logits change nothing (ledger 46).
+
+    Source: van den Oord et al. 2018 (arXiv 1807.03748), eq. 4; Chen et al. 2024 (arXiv 2406.09215), S-DPO.
+
+    >>> import jax.numpy as jnp
+    >>> info_nce_loss(jnp.array([1.0, 0.0]), jnp.array([[0.0, -1.0], [0.0, 0.0]])).round(4)
+    Array([0.4076, 1.0986], dtype=float32)
     """
     positive, negatives = _one_against_many(positive, negatives, where)
     return scaled_softplus(*_rivals(positive, negatives, where))
@@ -68,7 +93,37 @@ def info_nce_bound(
     *,
     where: Bool[Array, "*batch K"] | None = None,
 ) -> Float[Array, "*batch"]:
-    """InfoNCE's estimate of mutual information, log(K+1) − `info_nce_loss`, in nats; K counts the kept negatives."""
+    """InfoNCE's lower bound on mutual information, one term of its mean, in nats.
+
+    I = log(K+1) − `info_nce_loss` = s⁺ − log[(e^{s⁺} + Σ_k e^{s⁻_k})/(K+1)]
+
+    When to choose: to read off an estimate with little variance. It cannot exceed log(K+1): with fewer negatives than
+    e^I it says log(K+1), whatever the information. `donsker_varadhan_bound` has no such ceiling, and more variance.
+
+    Args:
+      positive: the critic's scores of pairs that belong together, `[...]`.
+      negatives: scores of the same x with K other y, `[..., K]`, K ≥ 1.
+      where: which negatives count, `[..., K]`, True = keep. K in the formula is their number. Default all.
+
+    Returns:
+      One term an example, `[...]`, in nats, ≤ log(K+1); half precision comes back as float32. 0, with no gradient,
+      where no negative is kept.
+
+    Raises:
+      ValueError: `negatives` is not the positives' shape with an axis K ≥ 1 at its end, or the mask not of its shape.
+      TypeError: scores are not floating-point, or the mask is not boolean.
+
+    Gradient: one-hot minus softmax: ∂I/∂s⁻_k = −p_k, ∂I/∂s⁺ = Σ_k p_k (ledger 45).
+
+    Equal to: log(K+1) − `info_nce_loss`; per example `donsker_varadhan_bound` with all K+1 as the marginal sample
+    (ledger 6, 13).
+
+    Source: van den Oord et al. 2018 (arXiv 1807.03748); Poole et al. 2019 (arXiv 1905.06922), eq. 10.
+
+    >>> import jax.numpy as jnp
+    >>> info_nce_bound(jnp.array([1.0, 0.0]), jnp.array([[0.0, -1.0], [1.0, 1.0]])).round(2)
+    Array([ 0.69, -0.76], dtype=float32)
+    """
     positive, negatives = _one_against_many(positive, negatives, where)
     size = 1 + count(negatives, where, axis=-1)
     lead, total = _rivals(positive, negatives, where)
@@ -89,7 +144,34 @@ def nca_loss(
 ) -> Float[Array, "*batch"]:
     """Jensen–Shannon contrast of the positive with the mixture of all candidates: MIO, and NCA with a hard label.
 
-    ℓ = sp(−s⁺) + [sp(s⁺) + Σ_k sp(s⁻_k)] / (K+1)
+    ℓ = sp(−s⁺) + [sp(s⁺) + Σ_k sp(s⁻_k)]/(K+1),  sp(x) = log(1 + eˣ)
+
+    When to choose: the chosen response's likelihood must not fall, as it may under `info_nce_loss` or
+    `bradley_terry_loss`. Its gain is capped: s⁺ tends to log(K+1), so π(y⁺) to (K+1)^{1/β} π_ref(y⁺).
+
+    Args:
+      positive: logits of the preferred responses, `[...]`: β log(π/π_ref), whose zero is the reference.
+      negatives: logits of K others of the same prompt, `[..., K]`, K ≥ 1.
+      where: which negatives count, `[..., K]`, True = keep. K in the formula is their number. Default all.
+
+    Returns:
+      One loss an example, `[...]`, in nats; half precision comes back as float32. sp(−s⁺) + sp(s⁺), the positive
+      against itself, where no negative is kept.
+
+    Raises:
+      ValueError: `negatives` is not the positives' shape with an axis K ≥ 1 at its end, or the mask not of its shape.
+      TypeError: logits are not floating-point, or the mask is not boolean.
+
+    Gradient: ∂ℓ/∂s⁺ = σ(s⁺)/(K+1) − σ(−s⁺), ∂ℓ/∂s⁻_k = σ(s⁻_k)/(K+1).
+
+    Equal to: TRL's `nca_pair` for K = 1, at the same β (ledger 18); ½ `bco_pair_loss` + log(2 cosh(s⁺/2)) for K = 1
+    (ledger 19); `weighted_nca_loss` with a one-hot label (ledger 17). Ledger 20 and 21 give its dynamics.
+
+    Source: Chen et al. 2024 (arXiv 2402.05369), NCA; Lv et al. 2025 (arXiv 2506.22578), MIO, with β = 1.
+
+    >>> import jax.numpy as jnp
+    >>> nca_loss(jnp.array([1.0, 0.0]), jnp.array([[0.0, -1.0], [0.0, 0.0]])).round(2)
+    Array([1.09, 1.39], dtype=float32)
     """
     positive, negatives = _one_against_many(positive, negatives, where)
     negatives = fill(negatives, where, 0)
@@ -97,145 +179,5 @@ def nca_loss(
     return softplus(-positive) + mixture / (1 + count(negatives, where, axis=-1))
 
 
-#: The paper's name for NCA with a hard label.
+#: The paper's name of `nca_loss`: one function, two names.
 mio_loss = nca_loss
-
-
-def _scores(scores: Array, where: Array | None, weights: Array | None = None) -> tuple[Array, ...]:
-    """A list of logits (and its soft labels), checked, wide enough to accumulate in."""
-    checks.floating(scores=scores)
-    checks.candidates(scores)
-    checks.mask(where, scores)
-    if weights is None:
-        return as_float(scores)
-    checks.floating(weights=weights)
-    checks.same_shape(scores=scores, weights=weights)
-    return as_float(scores, weights)
-
-
-def _below_peak(scores: Array, where: Array | None) -> tuple[Array, Array]:
-    """Every score minus the row's largest kept one (0 under the mask), and Σ eᵍᵃᵖ of the others.
-
-    Where the largest has more than half of the softmax's mass, derivatives pass through it as the pivot of all gaps:
-    that keeps the digits of 1 − p for p near 1. Elsewhere it is a constant, which keeps those of a small p.
-    """
-    scores = fill(scores, where, -jnp.inf)
-    is_peak = _positions(scores) == jnp.argmax(scores, axis=-1, keepdims=True)
-    others = ~is_peak if where is None else ~is_peak & where
-    peak = jnp.expand_dims(masked_sum(scores, is_peak, axis=-1), -1)
-    peak = fill(peak, jnp.isfinite(peak), 0)
-    rest = masked_sum(jnp.exp(fill(scores - peak, others, -jnp.inf)), axis=-1)
-    dominant = jnp.expand_dims(rest < 1, -1)
-    pivot = jnp.where(dominant, peak, jax.lax.stop_gradient(peak))
-    gap = fill(scores - pivot, others, 0)
-    own = peak - pivot  # 0, with a derivative unless the peak is the pivot
-    rest = masked_sum(jnp.exp(gap), others, axis=-1) + expm1(jnp.squeeze(own, -1))
-    return jnp.where(is_peak, own, gap), rest
-
-
-@objective
-def weighted_info_nce_loss(
-    scores: Float[Array, "*batch n"],
-    weights: Float[Array, "*batch n"],
-    *,
-    where: Bool[Array, "*batch n"] | None = None,
-) -> Float[Array, "*batch"]:
-    """Cross-entropy of the candidates' softmax with soft labels, in nats (InfoNCA).
-
-    ℓ = −Σ_k w_k log softmax(s)_k
-    """
-    scores, weights = _scores(scores, where, weights)
-    gap, rest = _below_peak(scores, where)
-    weights = fill(weights, where, 0)
-    return masked_sum(weights, axis=-1) * jnp.log1p(rest) - masked_sum(weights * gap, axis=-1)
-
-
-@objective
-def weighted_nca_loss(
-    scores: Float[Array, "*batch n"],
-    weights: Float[Array, "*batch n"],
-    *,
-    where: Bool[Array, "*batch n"] | None = None,
-) -> Float[Array, "*batch"]:
-    """Jensen–Shannon contrast of a soft-labelled list with its own mixture (NCA).
-
-    ℓ = Σ_k w_k sp(−s_k) + (1/n) Σ_k sp(s_k)
-    """
-    scores, weights = _scores(scores, where, weights)
-    scores, weights = fill(scores, where, 0), fill(weights, where, 0)
-    mixture = masked_sum(softplus(scores), where, axis=-1) / jnp.maximum(count(scores, where, axis=-1), 1)
-    return masked_sum(weights * softplus(-scores), axis=-1) + mixture
-
-
-@objective
-def exo_loss(
-    scores: Float[Array, "*batch n"],
-    weights: Float[Array, "*batch n"],
-    *,
-    where: Bool[Array, "*batch n"] | None = None,
-) -> Float[Array, "*batch"]:
-    """Reverse KL from the candidates' softmax to soft labels, in nats (EXO).
-
-    ℓ = Σ_k p_k log(p_k / w_k),  p = softmax(s)
-    """
-    scores, weights = _scores(scores, where, weights)
-    gap, rest = _below_peak(scores, where)
-    probability = jnp.exp(gap) / (1 + rest[..., None])
-    ratio = gap - jnp.log1p(rest)[..., None] - jnp.log(fill(weights, where, 1))
-    return masked_sum(probability * ratio, where, axis=-1)
-
-
-@objective(top_k=checks.Range(at_least=1))
-def plackett_luce_loss(
-    scores: Float[Array, "*batch n"],
-    *,
-    where: Bool[Array, "*batch n"] | None = None,
-    ties: Bool[Array, "*batch n"] | None = None,
-    top_k: int | Int[Array, ""] | None = None,
-) -> Float[Array, "*batch"]:
-    """Negative log-likelihood of a ranking under the Plackett–Luce model, in nats; best first on the last axis.
-
-    ℓ = Σ_i [log Σ_{j≥i} e^{s_j} − s_i]
-    """
-    (scores,) = _scores(scores, where)
-    checks.mask(ties, scores, name="ties")
-    counted = jnp.ones(scores.shape, bool) if where is None else where
-    lowest = jnp.finfo(scores.dtype).min
-    best, total = _tails(fill(scores, where, lowest), counted)
-    scores = fill(scores, where, 0)
-    against = scaled_softplus(_next(best, lowest) - scores, _next(total, 0))
-    if ties is not None:
-        start = _starts_of_ties(ties, counted)
-        best, total = (jnp.take_along_axis(x, start, axis=-1) for x in (best, total))
-        against = jnp.where(start == _positions(scores), against, best - scores + jnp.log(total))
-    if top_k is not None:
-        counted = counted & (jnp.cumsum(counted, axis=-1) <= top_k)
-    return masked_sum(against, counted, axis=-1)
-
-
-def _positions(x: Array) -> Array:
-    return jax.lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 1)
-
-
-def _next(x: Array, end: float) -> Array:
-    """Every entry's successor on the last axis."""
-    return jnp.concatenate([x[..., 1:], jnp.full_like(x[..., :1], end)], axis=-1)
-
-
-def _tails(scores: Array, counted: Array) -> tuple[Array, Array]:
-    """For every i the largest of s_i … s_n, and Σ_{j≥i} e^{s_j − largest}; the largest is a constant to derivatives."""
-    best = jax.lax.stop_gradient(scores)
-    total = fill(jnp.exp(scores - best), counted, 0)
-    return jax.lax.associative_scan(_join, (best, total), reverse=True, axis=scores.ndim - 1)
-
-
-def _join(a: tuple[Array, Array], b: tuple[Array, Array]) -> tuple[Array, Array]:
-    best = jnp.maximum(a[0], b[0])
-    return best, a[1] * jnp.exp(a[0] - best) + b[1] * jnp.exp(b[0] - best)
-
-
-def _starts_of_ties(ties: Array, counted: Array) -> Array:
-    """For every candidate the position of the first counted one on its level."""
-    axis = ties.ndim - 1
-    opens_level = counted & (~ties | (jnp.cumsum(counted, axis=axis) == 1))
-    return jax.lax.cummax(jnp.where(opens_level, _positions(ties), 0), axis=axis)
