@@ -6,7 +6,7 @@ Reading files needs Hugging Face `datasets`, which is imported when the first fi
 from mi_align.data.arithmetic import arithmetic_preferences, solve
 from mi_align.data.batches import EncodingCounts, PreferenceBatch, batch_indices, encode_preferences, take
 from mi_align.data.formats import LAYOUTS, read_rows, split_dialogue
-from mi_align.data.preference import Preference
+from mi_align.data.preference import Preference, borrow_negatives
 from mi_align.data.sources import load_preferences
 from mi_align.data.tokenizer import ByteTokenizer, Tokenizer
 
@@ -19,6 +19,7 @@ __all__ = [
     "Tokenizer",
     "arithmetic_preferences",
     "batch_indices",
+    "borrow_negatives",
     "encode_preferences",
     "load_preferences",
     "read_rows",

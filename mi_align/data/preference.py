@@ -1,10 +1,12 @@
-"""One preference: a prompt, the response that was chosen and those that were not."""
+"""Preferences: a prompt, the response that was chosen and those that were not."""
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from typing import NamedTuple
 
-__all__ = ["Preference"]
+__all__ = ["Preference", "borrow_negatives"]
 
 
 class Preference(NamedTuple):
@@ -19,3 +21,30 @@ class Preference(NamedTuple):
     prompt: str
     chosen: str
     rejected: tuple[str, ...]
+
+
+def borrow_negatives(preferences: Sequence[Preference], negatives: int) -> list[Preference]:
+    """K negatives for each prompt: its own rejected responses first, then what was chosen for the prompts after it.
+
+    The responses of other prompts are what contrastive learning calls in-batch negatives; they make a list of K out of
+    data that has pairs. Responses that a prompt already has are passed over.
+
+    Raises:
+      ValueError: there are not so many different responses.
+    """
+    filled = []
+    for i, own in enumerate(preferences):
+        others = (preferences[(i + j) % len(preferences)].chosen for j in range(1, len(preferences)))
+        rejected: dict[str, None] = {}  # an ordered set
+        for response in itertools.chain(own.rejected, others):
+            if len(rejected) == negatives:
+                break
+            if response != own.chosen:
+                rejected[response] = None
+        if len(rejected) < negatives:
+            raise ValueError(
+                f"`negatives` is {negatives}, but preference {i} finds only {len(rejected)} responses that differ from "
+                "its chosen one. Give more preferences."
+            )
+        filled.append(own._replace(rejected=tuple(rejected)))
+    return filled

@@ -1,0 +1,25 @@
+"""Training: a state, a pure step over it, and metrics that add up exactly over micro-batches and devices."""
+
+from mi_align.training.losses import preference_loss, supervised_loss
+from mi_align.training.metrics import Metrics, merge, preference_metrics, summarise
+from mi_align.training.scoring import TokenLogps, candidates, scorer
+from mi_align.training.state import TrainState, init_state
+from mi_align.training.step import Loss, Step, scan_steps, train_step
+
+__all__ = [
+    "Loss",
+    "Metrics",
+    "Step",
+    "TokenLogps",
+    "TrainState",
+    "candidates",
+    "init_state",
+    "merge",
+    "preference_loss",
+    "preference_metrics",
+    "scan_steps",
+    "scorer",
+    "summarise",
+    "supervised_loss",
+    "train_step",
+]

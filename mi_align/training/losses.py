@@ -1,0 +1,47 @@
+"""From a batch to the loss of a step: what the table's methods and supervised learning look like to `train_step`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from mi_align.critics.candidates import Candidates
+from mi_align.data import PreferenceBatch
+from mi_align.numerics import Mean
+from mi_align.training.metrics import Metrics, preference_metrics
+from mi_align.training.scoring import TokenLogps, candidates
+from mi_align.training.state import Params
+
+__all__ = ["preference_loss", "supervised_loss"]
+
+Scored = tuple[PreferenceBatch, Float[Array, "batch candidates time-1"] | None]
+
+
+def preference_loss(
+    logps: TokenLogps, method: Callable[[Candidates], Float[Array, "batch"]]
+) -> Callable[[Params, Scored], tuple[Mean, Metrics]]:
+    """The loss of a preference method, e.g. `METHODS["dpo"].configure(beta=0.2)`, averaged over the batch.
+
+    What it takes besides the parameters is a pair: the batch, and the reference's log-probabilities of it a token (or
+    None for a method without a reference), `logps(reference, batch)`, computed on the spot or cached. Either way the
+    first step's margins are exactly 0.
+    """
+
+    def loss(params: Params, scored: Scored) -> tuple[Mean, Metrics]:
+        batch, reference = scored
+        compared = candidates(batch, logps(params, batch), reference)
+        return Mean.of(method(compared)), preference_metrics(compared)
+
+    return loss
+
+
+def supervised_loss(logps: TokenLogps) -> Callable[[Params, PreferenceBatch], tuple[Mean, Metrics]]:
+    """Mean negative log-likelihood of a token of the chosen responses; the rejected ones are not looked at."""
+
+    def loss(params: Params, batch: PreferenceBatch) -> tuple[Mean, Metrics]:
+        chosen = PreferenceBatch(batch.tokens[:, :1], batch.response_mask[:, :1], batch.candidate_mask[:, :1])
+        return Mean.of(-logps(params, chosen), jnp.asarray(chosen.response_mask)[..., 1:]), {}
+
+    return loss
