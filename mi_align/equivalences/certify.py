@@ -61,9 +61,8 @@ def certify(
     start = time.perf_counter()
     total = min(samples, claim.samples or samples)
     with jax.enable_x64(True):
-        key = jax.random.fold_in(jax.random.key(seed), _number(claim.id))
-        state = _run(claim, dtype, key, total, progress)
-        error, twin_error = _errors(claim, state, total)
+        state = _run(claim, dtype, _stream(claim.id, seed), total, progress)
+        error, twin_error = _errors(claim, state)
         worst = jax.tree.map(np.asarray, state.worst)
     limit = tolerance_of(claim, dtype)
     return Certificate(
@@ -149,49 +148,46 @@ def _described(claim: Claim) -> dict[str, Any]:
 class _State:
     """What is kept of the samples seen so far.
 
-    `error` and `twin_error` are the worst cases; `left`, `right`, `twin` sums over samples (ASYMPTOTIC) and `moments`
-    count, Σd, Σd² of left − right and of left − twin (MONTE_CARLO).
+    `error` and `twin_error` are the worst cases, `worst` the input of the first; `sums` are what claims about averages
+    need, and empty for the others.
     """
 
     error: Array
     twin_error: Array
     worst: Inputs
-    left: Array
-    right: Array
-    twin: Array
-    moments: Array
+    sums: tuple[Array, ...]
 
 
-def _number(identifier: str) -> int:
-    """A number of a claim's own for its stream of random inputs: the same whichever other claims are run."""
-    return int.from_bytes(identifier.encode(), "little") % (2**31)
+def _stream(identifier: str, seed: int) -> np.ndarray:
+    """A word for a claim's own stream of random inputs: the same whichever other claims are run."""
+    return np.random.SeedSequence([seed, *identifier.encode()]).generate_state(1)[0]
 
 
-def _run(claim: Claim, dtype: str, key: PRNGKeyArray, total: int, progress: Callable[[float], None] | None) -> _State:
+def _run(claim: Claim, dtype: str, stream: np.ndarray, total: int, progress: Callable[[float], None] | None) -> _State:
     """All samples, in chunks of flat memory; looks up for progress a dozen times."""
     chunk = min(total, _CHUNK)
     chunks = math.ceil(total / chunk)
     step = jax.jit(functools.partial(_chunks, claim, dtype, chunk), compiler_options=_compiler_options())
-    state = _empty(jax.eval_shape(functools.partial(_sample, claim, dtype), key))
+    state = _empty(claim, dtype)
     stride = max(1, chunks // 12)
     for first in range(0, chunks, stride):
-        state = step(key, state, first, min(first + stride, chunks), total)
+        state = step(stream, state, first, min(first + stride, chunks), total)
         if progress is not None:
             jax.block_until_ready(state)
             progress(min((first + stride) * chunk, total) / total)
     return state
 
 
-def _sample(claim: Claim, dtype: str, key: PRNGKeyArray) -> tuple[Inputs, Array]:
-    x = _cast(claim.draw(key), dtype)
-    return x, claim.left(x)
+def _empty(claim: Claim, dtype: str) -> _State:
+    """The state before the first sample."""
 
+    def sample() -> tuple[Inputs, tuple[Array, ...]]:
+        x = _cast(claim.draw(jax.random.key(0)), dtype)
+        left, right, twin = (jnp.asarray(side(x))[None] for side in (claim.left, claim.right, claim.twin))
+        return x, compare.sums(claim.kind, left, right, twin, jnp.ones(1, bool))
 
-def _empty(shapes: tuple[Inputs, jax.ShapeDtypeStruct]) -> _State:
-    """The state before the first sample, from the shapes of a sample and of the left side."""
-    worst = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes[0])
-    nothing, side = jnp.array(-jnp.inf), jnp.zeros(shapes[1].shape)
-    return _State(nothing, nothing, worst, side, side, side, jnp.zeros((2, 3)))
+    worst, sums = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(sample))
+    return _State(jnp.array(-jnp.inf), jnp.array(-jnp.inf), worst, sums)
 
 
 def _compiler_options() -> dict[str, Any] | None:
@@ -202,11 +198,12 @@ def _compiler_options() -> dict[str, Any] | None:
 
 
 def _chunks(
-    claim: Claim, dtype: str, chunk: int, key: PRNGKeyArray, state: _State, first: Array, last: Array, total: Array
+    claim: Claim, dtype: str, chunk: int, stream: Array, state: _State, first: Array, last: Array, total: Array
 ) -> _State:
     def body(index: Array, state: _State) -> _State:
         number = index * chunk + jnp.arange(chunk)
-        keys = jax.vmap(functools.partial(jax.random.fold_in, key))(number)
+        words = jnp.stack([jnp.full(chunk, stream, jnp.uint32), number.astype(jnp.uint32)], axis=-1)
+        keys = jax.random.wrap_key_data(words, impl="threefry2x32")  # a key a sample, without hashing
         return _absorb(claim, dtype, state, keys, number < total)
 
     return jax.lax.fori_loop(first, last, body, state)
@@ -224,16 +221,12 @@ def _absorb(claim: Claim, dtype: str, state: _State, keys: PRNGKeyArray, real: A
     index = jnp.argmax(error)
     is_worse = error[index] > state.error
     worst = jax.tree.map(lambda new, old: jnp.where(is_worse, new[index], old), inputs, state.worst)
-    sums = [_kept_sum(side, real) for side in (left, right, twin)]
-    moments = jnp.stack([_moments(left, side, real) for side in (right, twin)])
+    sums = compare.sums(claim.kind, left, right, twin, real)
     return _State(
         jnp.maximum(state.error, error[index]),
         jnp.maximum(state.twin_error, jnp.max(twin_error)),
         worst,
-        state.left + sums[0],
-        state.right + sums[1],
-        state.twin + sums[2],
-        state.moments + moments,
+        jax.tree.map(jnp.add, state.sums, sums),
     )
 
 
@@ -249,24 +242,11 @@ def _cast(inputs: Inputs, dtype: str) -> Inputs:
     return jax.tree.map(cast, inputs)
 
 
-def _kept_sum(side: Array, real: Array) -> Array:
-    shape = (-1,) + (1,) * (side.ndim - 1)
-    return jnp.sum(jnp.where(real.reshape(shape), side, 0), axis=0, dtype=jnp.float64)
-
-
-def _moments(left: Array, right: Array, real: Array) -> Array:
-    """Count, sum and sum of squares of the differences of scalar sides."""
-    d = (left - right).reshape(len(left), -1)[:, 0]
-    d = jnp.where(real, d, 0).astype(jnp.float64)
-    return jnp.stack([jnp.sum(real, dtype=jnp.float64), jnp.sum(d), jnp.sum(d * d)])
-
-
-def _errors(claim: Claim, state: _State, total: int) -> tuple[float, float]:
+def _errors(claim: Claim, state: _State) -> tuple[float, float]:
     """The claim's and its twin's error in the measure of the claim's kind."""
+    sums = [np.asarray(total) for total in state.sums]
     if claim.kind is Kind.ASYMPTOTIC:
-        left, right, twin = (np.asarray(side) / total for side in (state.left, state.right, state.twin))
-        return compare.slope_gap(claim.grid, left, right), compare.slope_gap(claim.grid, left, twin)
+        return compare.slope_gap(claim.grid, sums[0], sums[1]), compare.slope_gap(claim.grid, sums[0], sums[2])
     if claim.kind is Kind.MONTE_CARLO:
-        right, twin = np.asarray(state.moments)
-        return compare.standard_errors(right), compare.standard_errors(twin)
+        return compare.standard_errors(sums[0]), compare.standard_errors(sums[1])
     return float(state.error), float(state.twin_error)

@@ -12,7 +12,7 @@ from jaxtyping import Array
 
 from mi_align.equivalences.claim import Claim, Inputs, Kind, Side
 
-__all__ = ["derivative_error", "difference", "slope_gap", "standard_errors"]
+__all__ = ["derivative_error", "difference", "slope_gap", "standard_errors", "sums"]
 
 
 def difference(kind: Kind, left: Array, right: Array) -> Array:
@@ -53,6 +53,25 @@ def derivative_error(claim: Claim, inputs: Inputs) -> Array:
         curved = [jax.jvp(slope(side), (point,), (along,))[1] for side in (claim.left, claim.right)]
         slopes = (slopes[0] + curved[0], slopes[1] + curved[1])
     return jnp.max(jnp.stack([difference(Kind.EXACT, a, b) for a, b in zip(*slopes, strict=True)]))
+
+
+def sums(kind: Kind, left: Array, right: Array, twin: Array, real: Array) -> tuple[Array, ...]:
+    """What claims about averages need of a chunk of samples, of which `real` ones count.
+
+    ASYMPTOTIC: the sums of the three sides. MONTE_CARLO: count, sum and sum of squares of left − right, and of
+    left − twin. Nothing for the other kinds, whose programs are then quicker to compile.
+    """
+
+    def total(x: Array) -> Array:
+        kept = real.reshape((-1,) + (1,) * (x.ndim - 1))
+        return jnp.sum(jnp.where(kept, x, 0), axis=0, dtype=jnp.float64)
+
+    def moments(x: Array) -> Array:
+        return jnp.stack([total(jnp.ones_like(x)), total(x), total(jnp.square(x.astype(jnp.float64)))])
+
+    if kind is Kind.ASYMPTOTIC:
+        return total(left), total(right), total(twin)
+    return (moments(left - right), moments(left - twin)) if kind is Kind.MONTE_CARLO else ()
 
 
 def slope_gap(grid: tuple[float, ...], left: np.ndarray, right: np.ndarray) -> float:
