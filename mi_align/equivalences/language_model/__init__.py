@@ -5,8 +5,8 @@ derivatives with respect to the parameters. The model comes as an argument, a `S
 """
 
 from mi_align.equivalences.language_model.certificate import ModelCertificate
-from mi_align.equivalences.language_model.certify import certify
+from mi_align.equivalences.language_model.certify import certify_model
 from mi_align.equivalences.language_model.identities import IDENTITIES, LossIdentity
 from mi_align.equivalences.language_model.setting import Setting
 
-__all__ = ["IDENTITIES", "LossIdentity", "ModelCertificate", "Setting", "certify"]
+__all__ = ["IDENTITIES", "LossIdentity", "ModelCertificate", "Setting", "certify_model"]

@@ -53,6 +53,11 @@ class ModelCertificate:
         return self.error <= self.tolerance
 
     @property
+    def passed(self) -> bool:
+        """Whether the claim holds and its twin, where one was run, fails."""
+        return self.holds and self.twin_fails is not False
+
+    @property
     def twin_fails(self) -> bool | None:
         """Whether the claim with one thing wrong was found out; None where it was not run."""
         return None if self.twin_error is None else not self.twin_error <= self.tolerance

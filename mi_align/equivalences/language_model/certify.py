@@ -20,10 +20,10 @@ from mi_align.equivalences.language_model.exactness import certify_rounding, cer
 from mi_align.equivalences.language_model.identities import IDENTITIES, Losses, LossIdentity
 from mi_align.equivalences.language_model.setting import Params, Setting
 
-__all__ = ["certify"]
+__all__ = ["certify_model"]
 
 
-def certify(
+def certify_model(
     setting: Setting, *, dtype: str = "float32", identities: Sequence[LossIdentity] = IDENTITIES
 ) -> tuple[ModelCertificate, ...]:
     """Every claim on a language model, in one precision; perturbed twins are run in float64.
