@@ -147,8 +147,8 @@ def train(
     """
     start = jnp.zeros_like(task.features[0]) if start is None else start
     path = descend(loss_of(task, method), start, learning_rate=learning_rate, record=record)
-    ratio = jax.vmap(log_ratio, (None, 0))(task, path)
-    return History(jnp.asarray(record), path, ratio, ratio + task.log_reference)
+    seen = [jax.vmap(look, (None, 0))(task, path) for look in (log_ratio, log_policy)]
+    return History(jnp.asarray(record), path, *seen)
 
 
 def displacement_criterion(task: Task, parameters: Float[Array, "features"]) -> Float[Array, "pairs"]:
@@ -158,7 +158,7 @@ def displacement_criterion(task: Task, parameters: Float[Array, "features"]) -> 
     """
     mean = jnp.exp(log_policy(task, parameters)) @ task.features
     chosen, rejected = task.features[task.comparisons[:, 0]], task.features[task.comparisons[:, 1]]
-    return jnp.sum((chosen - mean) * (chosen - rejected), axis=-1)
+    return jnp.sum((chosen - mean[None, :]) * (chosen - rejected), axis=-1)
 
 
 def ches_score(

@@ -90,7 +90,7 @@ def gain_cap(
         configured = dataclasses.replace(toy, beta=beta, learning_rate=1 / beta**2)
         history = learning_curves(configured, (method,), also=(10_000,))[method]
         label = f"{method.upper()}, β = {beta:g}"
-        curves[label] = (history.step, np.exp(history.log_policy[:, 0]))
+        curves[label] = (np.asarray(history.step), np.exp(np.asarray(history.log_policy[:, 0])))
     return curves
 
 
@@ -166,7 +166,7 @@ def optimum_reached(key: PRNGKeyArray, *, responses: int = 6, beta: float = 0.5,
     reference = jnp.exp(log_reference)
     laws = {
         "uniform pairs": jnp.ones((responses, responses)),
-        "pairs from the reference": reference[:, None] * reference,
+        "pairs from the reference": jnp.outer(reference, reference),
         "a skewed law": jnp.exp(1.5 * jax.random.normal(law_key, (responses, responses))),
     }
 
@@ -229,7 +229,7 @@ def batch_bias(*, rare: float = 0.2, gap: float = 1.5, largest: int = 256) -> Ba
 def _mean_batch_bound(size: Array, *, rare: float, gap: float, largest: int) -> Array:
     """E of the batch bound with T = 0 on the joint: a row for each number of high values, weighted by its chance."""
     high, column = jnp.arange(largest + 1), jnp.arange(largest)
-    marginal = gap * (column < high[:, None])
+    marginal = gap * (column[None, :] < high[:, None])
     inside = jnp.broadcast_to(column < size, marginal.shape)
     bound = donsker_varadhan_bound(jnp.zeros_like(marginal), marginal, where_marginal=inside)
     chance = jnp.exp(jax.scipy.stats.binom.logpmf(high, size, rare))
@@ -290,5 +290,5 @@ def pass_at_k(*, prompts: int = 1000, gain: float = 2.0, lost: float = 0.3, larg
     hardest = jnp.arange(prompts) < lost * prompts
     laws = (base, jnp.where(hardest, 0.0, jax.nn.sigmoid(log_odds + 2 * gain)), jax.nn.sigmoid(log_odds + gain))
     k = jnp.asarray(dynamics.log_spaced(largest, 60), float)
-    solved = [-jnp.mean(jnp.expm1(k[:, None] * jnp.log1p(-p)), axis=1) for p in laws]
+    solved = [-jnp.mean(jnp.expm1(jnp.outer(k, jnp.log1p(-p))), axis=1) for p in laws]
     return PassAtK(np.asarray(k), *(np.asarray(y) for y in solved))

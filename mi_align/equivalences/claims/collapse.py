@@ -54,7 +54,7 @@ def _along(toy: Toy, gains: tuple[float, ...], record: tuple[int, ...]) -> Array
 
 def _log_ratios(toy: Toy, direction: np.ndarray, distance: Array) -> Array:
     """log π/π_ref of the first two responses at θ = distance · direction, by arithmetic on probabilities."""
-    tilt = distance[:, None] * jnp.asarray(np.asarray(toy.features) @ direction)
+    tilt = jnp.outer(distance, jnp.asarray(np.asarray(toy.features) @ direction))
     reference = np.asarray(toy.reference) / np.sum(toy.reference)
     return (tilt - jnp.log(jnp.exp(tilt) @ jnp.asarray(reference))[:, None])[:, :2]
 

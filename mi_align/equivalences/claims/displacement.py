@@ -91,7 +91,7 @@ def _closed_form(x: Inputs) -> tuple[Array, Array, Array, Array, Array]:
     features = _features(x)
     weight = reference * jnp.exp(features @ x["parameters"])
     policy = weight / jnp.sum(weight)
-    centred = features - policy @ features
+    centred = features - (policy @ features)[None, :]
     reward = x["beta"] * jnp.log(policy / reference)
     return policy, centred[0], centred[1], reward[0], reward[1]
 

@@ -72,7 +72,7 @@ def _with_marginal(x: Inputs) -> Inputs:
 
 def _tilted(x: Inputs, log_prior: Array) -> tuple[Array, Array]:
     """log π ∝ log ζ + r/β and its normaliser log Z, prompt by prompt."""
-    tilt = log_prior + x["reward"] / x["beta"]
+    tilt = log_prior[None, :] + x["reward"] / x["beta"]
     log_normaliser = jax.nn.logsumexp(tilt, axis=-1, keepdims=True)
     return tilt - log_normaliser, log_normaliser
 

@@ -30,7 +30,7 @@ def _critic(key: PRNGKeyArray) -> Inputs:
 
 def _is_answer(index: Array) -> Array:
     """One row a sample, 1 at its answer."""
-    return (index[..., None] == jnp.arange(_ANSWERS)).astype(float)
+    return jax.nn.one_hot(index, _ANSWERS)
 
 
 def _slope(bound: Callable[[Array, Array], Array], x: Inputs, joint: Array) -> Array:
