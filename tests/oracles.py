@@ -50,6 +50,12 @@ def _above_others(reward: list) -> list:
     return [r - mean([q for i, q in enumerate(reward) if i != k]) for k, r in enumerate(reward)]
 
 
+def _deviation(reward: list, correction: Any) -> Any:
+    if not max(reward) > min(reward):
+        return 1  # of equal rewards, which have no advantage
+    return sqrt(sum((r - mean(reward)) ** 2 for r in reward) / (len(reward) - correction))
+
+
 def _surrogate(ratio: Any, advantage: Any, clip_low: Any, clip_high: Any, ratio_cap: Any) -> Any:
     return -min(min(ratio, ratio_cap) * advantage, _clip(ratio, 1 - clip_low, 1 + clip_high) * advantage)
 
@@ -170,8 +176,7 @@ ORACLES: dict[str, Callable[..., Any]] = {
     "centred_advantage": lambda reward: [r - mean(reward) for r in reward],
     "rloo_advantage": lambda reward: _above_others(reward),
     "group_advantage": lambda reward, correction, eps: [
-        (r - mean(reward)) / (sqrt(sum((q - mean(reward)) ** 2 for q in reward) / (len(reward) - correction)) + eps)
-        for r in reward
+        (r - mean(reward)) / (_deviation(reward, correction) + eps) for r in reward
     ],
     # policy gradient
     "reinforce_loss": _holding("advantage")(lambda logp, advantage: -advantage * logp),
