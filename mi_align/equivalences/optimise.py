@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 __all__ = ["Minimum", "minimise"]
 
 _HALVINGS = 12
+_LONGEST = 4.0
 
 
 class Minimum(NamedTuple):
@@ -25,7 +26,7 @@ class Minimum(NamedTuple):
 def minimise(
     function: Callable[[Float[Array, "n"]], Float[Array, ""]], start: Float[Array, "n"], *, steps: int = 30
 ) -> Minimum:
-    """Newton's method, downhill on curvature of either sign, a step halved until it does not lead up.
+    """Newton's method, downhill on curvature of either sign, a step of at most 4 halved until it does not lead up.
 
     Steps are in units of |curvature|, so that a minimum at infinity that is approached exponentially is approached by
     one unit a step. A direction in which nothing changes is to be fixed by the caller.
@@ -41,7 +42,8 @@ def minimise(
         curvature, directions = jnp.linalg.eigh(jax.hessian(function)(x))
         slope = directions.T @ jax.grad(function)(x)
         step = directions @ (slope / jnp.maximum(jnp.abs(curvature), precision / 100))
-        trials = x - 0.5 ** jnp.arange(_HALVINGS, dtype=x.dtype)[:, None] * step
+        step = step * jnp.minimum(1, _LONGEST / jnp.maximum(jnp.max(jnp.abs(step)), 1))
+        trials = x[None] - jnp.outer(0.5 ** jnp.arange(_HALVINGS, dtype=x.dtype), step)
         here = function(x)
         # Rounding may make the last, tiniest steps look as if they led up.
         down = jax.vmap(function)(trials) <= here + 4 * precision * jnp.maximum(1, jnp.abs(here))

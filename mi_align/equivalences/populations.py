@@ -11,9 +11,11 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from mi_align.critics import Candidates
+from mi_align.equivalences.claim import Inputs
+from mi_align.equivalences.scores import uniforms
 from mi_align.objectives import donsker_varadhan_bound, nca_loss
 
 __all__ = [
@@ -25,6 +27,7 @@ __all__ = [
     "mio_pair_loss",
     "pairs_of_responses",
     "policy_loss",
+    "problem",
 ]
 
 Law = Float[Array, "responses"]
@@ -37,9 +40,9 @@ class Laws(NamedTuple):
     rejected: Law
 
     @classmethod
-    def of(cls, chosen_logits: Law, rejected_logits: Law) -> Laws:
-        """The laws with these logits."""
-        return cls(jax.nn.softmax(chosen_logits), jax.nn.softmax(rejected_logits))
+    def of(cls, x: Inputs) -> Laws:
+        """Those of a `problem`."""
+        return cls(jax.nn.softmax(x["p"]), jax.nn.softmax(x["r"]))
 
     @property
     def mixture(self) -> Law:
@@ -50,6 +53,34 @@ class Laws(NamedTuple):
     def ordered(self) -> Float[Array, "responses responses"]:
         """p ⊗ r, the law of (chosen, rejected)."""
         return self.chosen[:, None] * self.rejected[None, :]
+
+    @property
+    def odds(self) -> Law:
+        """log p/r, the log-odds that a response was chosen."""
+        return jnp.log(self.chosen) - jnp.log(self.rejected)
+
+    @property
+    def level(self) -> Law:
+        """log p/m = log 2p/(p + r), at most log 2."""
+        return jnp.log(self.chosen) - jnp.log(self.mixture)
+
+
+def problem(key: PRNGKeyArray, *, responses: int = 4) -> Inputs:
+    """Logits `p`, `r` of the two laws and of a `reference`, any `critic`, β, and how much `noise` to add to something.
+
+    The laws' logits lie up to 11 apart; one time in ten the laws are the same.
+    """
+    each = (responses,)
+    x = uniforms(key, p=each, r=each, reference=each, critic=each, far=(), near=(), beta=(), noise=())
+    far, near = jnp.exp(1.7 * x["far"]), jnp.clip(x["near"] + 0.8, 0, 1)
+    return {
+        "p": far * x["p"],
+        "r": far * (x["p"] + near * (x["r"] - x["p"])),
+        "reference": 2 * x["reference"],
+        "critic": 3 * x["critic"],
+        "beta": jnp.exp(1.2 * x["beta"]),
+        "noise": jnp.maximum(x["noise"], 0) ** 3,
+    }
 
 
 def kullback_leibler(p: Float[Array, "*shape"], q: Float[Array, "*shape"]) -> Float[Array, ""]:
