@@ -223,11 +223,12 @@ def token_regularised_reward(candidates: Candidates, *, beta: float, kl_weight: 
 
 def policy_and_reference_margins(candidates: Candidates, *, beta: float) -> Float[Array, "*batch 2"]:
     """β (log π⁺ − log π⁻) of a pair, then the reference's: two samples over the batch (Melnyk et al. 2024, AOT)."""
-    policy = log_probability(candidates, beta=beta)
+    policy = log_probability(candidates)
     if policy.shape[-1] != 2:
         raise ValueError(f"margins are of pairs, but there are {policy.shape[-1]} candidates a prompt. Pass two.")
-    reference = policy - beta * log_ratio(candidates)  # a constant: both terms have the same gradient
-    return jnp.stack([policy[..., 0] - policy[..., 1], reference[..., 0] - reference[..., 1]], axis=-1)
+    reference = policy - log_ratio(candidates)  # a constant: both terms have the same gradient
+    # β comes last: a fused multiply-add would round the two margins differently.
+    return beta * jnp.stack([policy[..., 0] - policy[..., 1], reference[..., 0] - reference[..., 1]], axis=-1)
 
 
 # --- Without a reference
