@@ -362,6 +362,11 @@ def mean_expm1(
     x = fill(x, where, 0)
     small = x < 1
     # eˣ / n in two factors: eˣ alone may overflow where the mean and its derivative do not.
-    root = jnp.exp(jnp.where(small, 0, x) / 2)
-    terms = jnp.where(small, expm1(jnp.where(small, x, 0)) / number, root * (root / number) - 1 / number)
+    large = jnp.where(small, 0, x)
+    half = jax.lax.stop_gradient(large / 2)
+    terms = jnp.where(
+        small,
+        expm1(jnp.where(small, x, 0)) / number,
+        jnp.exp(half) / number * jnp.exp(large - half) - 1 / number,
+    )
     return masked_sum(terms, axis=axis, axis_name=axis_name)

@@ -240,6 +240,9 @@ def test_nwj_overflows_only_where_its_mean_does() -> None:
     np.testing.assert_allclose(value, -float(mpmath.exp(99) / 100_000), rtol=4e-7)
     np.testing.assert_allclose(slope[7], -float(mpmath.exp(99) / 100_000), rtol=4e-7)
     np.testing.assert_allclose(slope[8], -float(mpmath.exp(-4) / 100_000), rtol=1e-6)
+    nearly = jnp.zeros(6).at[5].set(90.875)
+    slope = jax.grad(nwj_bound, argnums=1)(joint, nearly)
+    np.testing.assert_allclose(slope[5], -float(mpmath.exp(89.875) / 6), rtol=4e-7)
     assert nwj_bound(joint, jnp.full(4, 89.8)) == -jnp.inf
 
 
