@@ -43,6 +43,8 @@ class Verify:
         from mi_align.equivalences import ledger, report
         from mi_align.equivalences.plugin import load_claims
 
+        if self.samples < 1:
+            raise ValueError(f"`samples` is {self.samples}, but at least one sample was wanted.")
         whole = ledger.LEDGER
         if self.plugin is not None:
             whole = ledger.join(whole.values(), load_claims(self.plugin))
