@@ -8,6 +8,7 @@ from typing import Any
 
 import tyro
 
+from mi_align.cli.reproduce import Reproduce
 from mi_align.cli.verify import Verify
 
 __all__ = ["COMMANDS", "main"]
@@ -15,6 +16,7 @@ __all__ = ["COMMANDS", "main"]
 #: A command is a frozen dataclass of options in a file of its own, with `run() -> exit code`, and a line here.
 COMMANDS: dict[str, Callable[..., Any]] = {
     "verify": Verify,
+    "reproduce": Reproduce,
 }
 
 
