@@ -28,7 +28,7 @@ def _ranked(scores: list, ties: list, top_k: int) -> Any:
     """Plackett–Luce stage by stage; a candidate competes with its own level (Breslow) and with all below."""
     odds = [exp(s) for s in scores]
     tails = [*itertools.accumulate(reversed(odds), initial=0)][::-1]
-    starts = [max(j for j in range(i + 1) if j == 0 or not ties[j]) for i in range(len(scores))]
+    starts = list(itertools.accumulate(range(len(scores)), lambda start, i: start if ties[i] else i))
     rivals = [tails[i + 1] if start == i else tails[start] - odds[i] for i, start in enumerate(starts)]
     return sum((log(1 + rival / own) for rival, own in list(zip(rivals, odds, strict=True))[:top_k]), 0)
 

@@ -384,3 +384,23 @@ def test_networks_score_every_x_against_every_y() -> None:
         graphdef, state = nnx.split(critic)
         slopes = jax.grad(lambda s, g=graphdef: jnp.sum(nnx.merge(g, s)(x, y) ** 2))(state)
         assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(slopes))
+
+
+def test_empty_responses_have_logits_of_zero_and_no_gradient(rng: np.random.Generator) -> None:
+    candidates = drawn(rng)._replace(candidate_mask=None)
+    candidates = candidates._replace(response_mask=candidates.response_mask.at[1, 0].set(False))
+    assert critics.lengths(candidates)[1, 0] == 0
+    for name in CRITICS.keys() - {"log_odds"}:
+        assert logits(name, candidates)[1, 0] == 0, name
+        slope = jax.grad(lambda p, n=name: jnp.sum(logits(n, candidates._replace(policy=p))))(candidates.policy)
+        assert np.all(np.isfinite(slope)) and not np.any(slope[1, 0]), name
+    assert np.isfinite(critics.log_odds(candidates)).all()
+
+
+def test_a_reward_score_is_taken_as_it_is_where_there_is_a_candidate() -> None:
+    mask = jnp.array([[True, False]])
+    scored = Candidates(score=jnp.array([[1.5, jnp.nan]], jnp.bfloat16), candidate_mask=mask)
+    np.testing.assert_array_equal(critics.reward_score(scored), [[1.5, 0.0]])
+    assert critics.reward_score(scored).dtype == jnp.float32
+    with pytest.raises(ValueError, match=r"`score` has shape \[\]"):
+        critics.reward_score(Candidates(score=jnp.float32(1.0)))

@@ -544,5 +544,5 @@ def test_the_code_of_the_extension_guide_runs_from_top_to_bottom(capsys: pytest.
     names: dict = {"__name__": "extending"}
     for block in blocks(page):
         exec(compile(block, str(page), "exec"), names)  # each block goes on where the last one stopped
-    promised = re.findall(r"print\(.*\)  # (.*)", page.read_text())
+    promised = re.findall(r"^ *(?:print|show)\(.*\)  # (.*)", page.read_text(), flags=re.MULTILINE)
     assert promised and capsys.readouterr().out.splitlines() == promised

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mi_align.critics.candidates import Candidates
-from mi_align.critics.policy import Logits, log_ratio, mean_log_probability
+from mi_align.critics.policy import Logits, Scalar, log_ratio, mean_log_probability
 from mi_align.numerics import expm1, log1p, log_sigmoid
 
 __all__ = [
@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 
-def box_cox(log_x: Float[Array, "..."], power: float | Float[Array, ""]) -> Float[Array, "..."]:
+def box_cox(log_x: Float[Array, "..."], power: Scalar) -> Float[Array, "..."]:
     """(x^λ − 1)/λ given log x, λ = `power`; log x at λ = 0. Full precision near x = 1.
 
     Where x^λ comes near the dtype's largest number (above e^64 in float32, e^685 in float64) it goes on as a straight
@@ -47,12 +47,12 @@ def box_cox(log_x: Float[Array, "..."], power: float | Float[Array, ""]) -> Floa
     return jnp.where(power == 0, log_x, grown / jnp.where(power == 0, 1, power))
 
 
-def forward_kl_reward(candidates: Candidates, *, beta: float) -> Logits:
+def forward_kl_reward(candidates: Candidates, *, beta: Scalar) -> Logits:
     """β (1 − π_ref/π): f-DPO under the forward KL (Wang et al. 2023)."""
     return beta * box_cox(log_ratio(candidates), -1)
 
 
-def jensen_shannon_reward(candidates: Candidates, *, beta: float) -> Logits:
+def jensen_shannon_reward(candidates: Candidates, *, beta: Scalar) -> Logits:
     """β log 2u/(1 + u), u = π/π_ref, below β log 2: f-DPO under the Jensen–Shannon divergence (ibid.).
 
     The score is that of MIO's optimum, but f-DPO takes differences of it: the two are not one.
@@ -64,12 +64,12 @@ def jensen_shannon_reward(candidates: Candidates, *, beta: float) -> Logits:
     return beta * jnp.where(near, close, math.log(2) + log_sigmoid(ratio))
 
 
-def alpha_reward(candidates: Candidates, *, beta: float, alpha: float) -> Logits:
+def alpha_reward(candidates: Candidates, *, beta: Scalar, alpha: Scalar) -> Logits:
     """β (1 − u^−α)/α, u = π/π_ref: f-DPO under an α-divergence as its paper writes it; DPO at 0, forward KL at 1."""
     return beta * box_cox(log_ratio(candidates), -alpha)
 
 
-def tsallis_reward(candidates: Candidates, *, beta: float, alpha: float) -> Logits:
+def tsallis_reward(candidates: Candidates, *, beta: Scalar, alpha: Scalar) -> Logits:
     """β (u^(α−1) − 1)/(α − 1): the same family as TRL 1.16 writes it; DPO at 1, forward KL at 0.
 
     TRL clips the exponent at 80, which float32 needs there; here it is exact until `box_cox`'s limit.
@@ -77,7 +77,7 @@ def tsallis_reward(candidates: Candidates, *, beta: float, alpha: float) -> Logi
     return beta * box_cox(log_ratio(candidates), alpha - 1)
 
 
-def power_likelihood(candidates: Candidates, *, beta: float, alpha: float) -> Logits:
+def power_likelihood(candidates: Candidates, *, beta: Scalar, alpha: Scalar) -> Logits:
     """β (1 − p^−α)/α, p = e^(log π/|y|); SimPO's β log p at α = 0 (Gupta et al. 2025, AlphaPO).
 
     Made of the mean log-probability itself, never of p, which underflows.

@@ -55,6 +55,7 @@ __all__ = [
 ]
 
 Logits = Float[Array, "*batch C"]
+Scalar = float | Float[Array, ""]
 Tokens = Float[Array, "*batch C T"]
 
 
@@ -148,7 +149,7 @@ def log_ratio(candidates: Candidates) -> Logits:
     return masked_sum(_token_log_ratios(candidates), axis=-1)
 
 
-def implicit_reward(candidates: Candidates, *, beta: float) -> Logits:
+def implicit_reward(candidates: Candidates, *, beta: Scalar) -> Logits:
     """β ρ, the reward whose KL-regularised optimum the policy is (Rafailov et al. 2023, eq. 5).
 
     Gradient: β to the log π of each kept token, none to the reference.
@@ -166,12 +167,12 @@ def mean_log_ratio(candidates: Candidates) -> Logits:
     return _per_token(log_ratio(candidates), candidates)
 
 
-def length_normalised_reward(candidates: Candidates, *, beta: float) -> Logits:
+def length_normalised_reward(candidates: Candidates, *, beta: Scalar) -> Logits:
     """β ρ/|y|: the implicit reward a token (Lambert et al. 2024, Tülu 3)."""
     return beta * mean_log_ratio(candidates)
 
 
-def length_desensitised_reward(candidates: Candidates, *, beta: float, tail_weight: float) -> Logits:
+def length_desensitised_reward(candidates: Candidates, *, beta: Scalar, tail_weight: Scalar) -> Logits:
     """β Σ_t w_t (log π_t − log π_ref,t), w = 1 up to the shortest candidate's length and `tail_weight` beyond it.
 
     `tail_weight` in [0, 1]; 1 is DPO (Liu et al. 2024, LD-DPO). Needs tokens: sums are refused.
@@ -185,7 +186,7 @@ def length_desensitised_reward(candidates: Candidates, *, beta: float, tail_weig
     return beta * masked_sum(jnp.where(position <= shortest, ratios, tail_weight * ratios), axis=-1)
 
 
-def length_regularised_reward(candidates: Candidates, *, beta: float, length_penalty: float) -> Logits:
+def length_regularised_reward(candidates: Candidates, *, beta: Scalar, length_penalty: Scalar) -> Logits:
     """β ρ + λ|y|, λ = `length_penalty` in logits a token (Park et al. 2024, R-DPO).
 
     The policy that is optimal under r(y) − λ|y| has this as its r: a longer response has to earn its length.
@@ -193,7 +194,7 @@ def length_regularised_reward(candidates: Candidates, *, beta: float, length_pen
     return implicit_reward(candidates, beta=beta) + length_penalty * lengths(candidates)
 
 
-def displacement_penalised_reward(candidates: Candidates, *, beta: float, penalty: float) -> Logits:
+def displacement_penalised_reward(candidates: Candidates, *, beta: Scalar, penalty: Scalar) -> Logits:
     """β (ρ − λ max(0, −ρ)) on the chosen candidate, β ρ on the others (Pal et al. 2024, DPOP).
 
     λ = `penalty` ≥ 0. A chosen response that is less likely than under the reference costs 1 + λ times as much.
@@ -209,19 +210,19 @@ def _sequence_divergence(candidates: Candidates) -> Logits:
     return _response_total(candidates, "reference_kl", remedy)
 
 
-def token_divergence_reward(candidates: Candidates, *, beta: float) -> Logits:
+def token_divergence_reward(candidates: Candidates, *, beta: Scalar) -> Logits:
     """β (ρ + Σ_t KL_t), KL_t = KL(π_ref ‖ π) at token t (Zeng et al. 2024, TDPO₁)."""
     return beta * (log_ratio(candidates) + _sequence_divergence(candidates))
 
 
-def token_regularised_reward(candidates: Candidates, *, beta: float, kl_weight: float) -> Logits:
+def token_regularised_reward(candidates: Candidates, *, beta: Scalar, kl_weight: Scalar) -> Logits:
     """β (ρ + α Σ_t KL_t), the chosen response's KL a constant (Zeng et al. 2024, TDPO₂)."""
     divergence = _sequence_divergence(candidates)
     divergence = jnp.where(_is_chosen(divergence), jax.lax.stop_gradient(divergence), divergence)
     return beta * (log_ratio(candidates) + kl_weight * divergence)
 
 
-def policy_and_reference_margins(candidates: Candidates, *, beta: float) -> Float[Array, "*batch 2"]:
+def policy_and_reference_margins(candidates: Candidates, *, beta: Scalar) -> Float[Array, "*batch 2"]:
     """β (log π⁺ − log π⁻) of a pair, then the reference's: two samples over the batch (Melnyk et al. 2024, AOT)."""
     policy = log_probability(candidates)
     if policy.shape[-1] != 2:
@@ -234,7 +235,7 @@ def policy_and_reference_margins(candidates: Candidates, *, beta: float) -> Floa
 # --- Without a reference
 
 
-def log_probability(candidates: Candidates, *, beta: float = 1.0) -> Logits:
+def log_probability(candidates: Candidates, *, beta: Scalar = 1.0) -> Logits:
     """β log π of the whole response; the logit of CPO, SLiC and DPO without a reference."""
     return beta * masked_sum(_token_logps(candidates), axis=-1)
 
@@ -244,7 +245,7 @@ def mean_log_probability(candidates: Candidates) -> Logits:
     return _per_token(log_probability(candidates), candidates)
 
 
-def length_normalised(candidates: Candidates, *, beta: float) -> Logits:
+def length_normalised(candidates: Candidates, *, beta: Scalar) -> Logits:
     """β log π/|y| (Meng et al. 2024, SimPO, eq. 4)."""
     return beta * mean_log_probability(candidates)
 

@@ -47,6 +47,7 @@ __all__ = [
 
 Objective = Callable[..., Array]
 Logits = Float[Array, "*batch C"]
+Scalar = float | Float[Array, ""]
 Losses = Float[Array, "*batch"]
 
 
@@ -119,7 +120,9 @@ def _rewards(logits: Logits, candidates: Candidates) -> Logits:
     return fill(as_float(candidates.reward)[0], candidates.candidate_mask, 0)
 
 
-def soft_labelled(objective: Objective, logits: Logits, candidates: Candidates, *, reward_temperature: float) -> Losses:
+def soft_labelled(
+    objective: Objective, logits: Logits, candidates: Candidates, *, reward_temperature: Scalar
+) -> Losses:
     """All candidates, with softmax(reward / temperature) as their soft labels."""
     mask = candidates.candidate_mask
     rewards = _rewards(logits, candidates)
@@ -140,7 +143,7 @@ def unpaired(objective: Objective, logits: Logits, candidates: Candidates) -> Lo
     return masked_mean(objective(logits, _labels(logits, candidates)), candidates.candidate_mask, axis=-1)
 
 
-def unpaired_around_divergence(objective: Objective, logits: Logits, candidates: Candidates, *, beta: float) -> Losses:
+def unpaired_around_divergence(objective: Objective, logits: Logits, candidates: Candidates, *, beta: Scalar) -> Losses:
     """Every candidate by itself, measured against β z: z is an estimate of KL(π ‖ π_ref), a constant to gradients."""
     if candidates.reference_point is None:
         raise ValueError(

@@ -27,17 +27,18 @@ __all__ = [
 
 Batch = Float[Array, "*batch"]
 Logits = Float[Array, "*batch C"]
+Scalar = float | Float[Array, ""]
 
 
 # --- Objectives
 
 
-def ipo_loss(positive: Batch, negative: Batch, *, beta: float) -> Batch:
+def ipo_loss(positive: Batch, negative: Batch, *, beta: Scalar) -> Batch:
     """(s⁺ − s⁻ − 1/(2β))², of log-ratios or log-probabilities; β is IPO's τ."""
     return objectives.squared_loss(positive, negative, target=0.5 / beta)
 
 
-def sppo_loss(positive: Batch, negative: Batch, *, beta: float) -> Batch:
+def sppo_loss(positive: Batch, negative: Batch, *, beta: Scalar) -> Batch:
     """(s⁺ − 1/(2β))² + (s⁻ + 1/(2β))², of log-ratios."""
     return objectives.sppo_hard_loss(positive, negative, target=0.5 / beta)
 
@@ -55,7 +56,7 @@ def negated(score: Batch) -> Batch:
 # --- Weights
 
 
-def preference_weight(candidates: Candidates, *, beta: float) -> Float[Array, ""]:
+def preference_weight(candidates: Candidates, *, beta: Scalar) -> Float[Array, ""]:
     """β as the weight of the whole preference loss beside the likelihood: ORPO's λ."""
     return jnp.asarray(beta)
 
@@ -76,30 +77,30 @@ def _counted(candidates: Candidates, which: int = 0) -> Candidates:
     )
 
 
-def sequence_nll(logits: Logits, candidates: Candidates, *, nll_weight: float) -> Batch:
+def sequence_nll(logits: Logits, candidates: Candidates, *, nll_weight: Scalar) -> Batch:
     """−λ log π of the whole chosen response."""
     chosen = _counted(candidates)
     return nll_weight * chosen_alone(negated, log_probability(chosen), chosen)
 
 
-def mean_nll(logits: Logits, candidates: Candidates, *, nll_weight: float) -> Batch:
+def mean_nll(logits: Logits, candidates: Candidates, *, nll_weight: Scalar) -> Batch:
     """−λ log π/|y| of the chosen response."""
     chosen = _counted(candidates)
     return nll_weight * chosen_alone(negated, mean_log_probability(chosen), chosen)
 
 
-def token_nll(logits: Logits, candidates: Candidates, *, nll_weight: float) -> Batch:
+def token_nll(logits: Logits, candidates: Candidates, *, nll_weight: Scalar) -> Batch:
     """Batch-coupled: what averages to −λ log π a token over all chosen responses of the batch, as in TRL."""
     chosen = _counted(candidates)
     return nll_weight * chosen_by_length(negated, mean_log_probability(chosen), chosen)
 
 
-def gold_token_nll(logits: Logits, candidates: Candidates, *, nll_weight: float) -> Batch:
+def gold_token_nll(logits: Logits, candidates: Candidates, *, nll_weight: Scalar) -> Batch:
     """Batch-coupled: `token_nll` of the third candidate."""
     gold = _counted(candidates, 2)
     return nll_weight * chosen_by_length(negated, mean_log_probability(gold), gold)
 
 
-def centring(logits: Logits, candidates: Candidates, *, centring_weight: float) -> Batch:
+def centring(logits: Logits, candidates: Candidates, *, centring_weight: Scalar) -> Batch:
     """λ (s⁺ + s⁻)²: holds the level that a Bradley–Terry loss leaves free."""
     return centring_weight * objectives.centring_penalty(logits[..., 0], logits[..., 1])

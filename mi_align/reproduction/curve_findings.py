@@ -77,7 +77,7 @@ def control_findings(curves: Mapping[str, Curves], plan: Plan, ledger: Sequence[
             "MIO's gain is capped: final π/π_ref of the chosen responses",
             f"2^{cap:g} = {2**cap:g}, in the median within 10%",
             f"2^{middle:.2f}; from 2^{gain.min() / np.log(2):.2f} to 2^{gain.max() / np.log(2):.2f}",
-            abs(middle - cap) < 0.1 * cap if judged else None,
+            bool(abs(middle - cap) < 0.1 * cap) if judged else None,
         ),
         Finding(
             "so a response that was improbable stays so: the least probable chosen one under MIO",

@@ -87,7 +87,7 @@ def compare_values(case: Case, values: np.ndarray) -> Worst:
     """The worst value among a case's rows."""
     worst = Worst()
     for row, truth in enumerate(case.truths):
-        got = _kept(values[row], _output_mask(case, row)) if np.ndim(values[row]) else [values[row].item()]
+        got = kept_of(values[row], _output_mask(case, row)) if np.ndim(values[row]) else [values[row].item()]
         for value, true in zip(got, truth.values, strict=True):
             condition = functools.partial(getattr, truth, "condition")
             worst.see(value, true, VALUE_ULPS.get(case.name, 4), condition, case.dtype, truth)
@@ -98,12 +98,22 @@ def compare_gradients(case: Case, gradients: Mapping[str, np.ndarray]) -> Worst:
     """The worst partial derivative among a case's rows."""
     worst = Worst()
     for row, truth in enumerate(case.truths):
-        got = drop(case.objective, {n: gradients[n][row].tolist() for n in gradients}, _masks_of(case, row))
+        got = by_path(case, gradients, row)
         for path, slope in truth.gradient.items():
-            value = functools.reduce(lambda x, i: x[i], path[1:], got[path[0]])
             condition = functools.partial(_gradient_condition, case.name, truth, path)
-            worst.see(value, slope, GRADIENT_ULPS, condition, case.dtype, truth)
+            worst.see(got[path], slope, GRADIENT_ULPS, condition, case.dtype, truth)
     return worst
+
+
+def by_path(case: Case, arrays: Mapping[str, np.ndarray], row: int) -> dict[tuple[Any, ...], float]:
+    """One row of a batch of arrays by the paths of the truth, which count kept entries only."""
+    found: dict[tuple[Any, ...], float] = {}
+    for name, x in arrays.items():
+        if inputs.hidden_by_mask(case.objective, name):
+            found |= {(name, i): v for i, v in enumerate(kept_of(x[row], case.arguments["where"][row]))}
+        else:
+            found |= {(name, *index): float(v) for index, v in np.ndenumerate(x[row])}
+    return found
 
 
 def _gradient_condition(name: str, truth: Truth, path: tuple[Any, ...]) -> mpmath.mpf:
@@ -112,29 +122,21 @@ def _gradient_condition(name: str, truth: Truth, path: tuple[Any, ...]) -> mpmat
     return truth.gradient_condition[path]
 
 
-def _masks_of(case: Case, row: int) -> dict[str, Any]:
-    return {name: case.arguments[name][row].tolist() for name in inputs.masks(case.objective)}
-
-
-def _output_mask(case: Case, row: int) -> Any:
+def _output_mask(case: Case, row: int) -> np.ndarray:
     """The mask over a result that is a list itself: the arguments' own, or as many ranks as there are kept entries."""
-    mask = next(iter(_masks_of(case, row).values()))
-    return sorted(mask, reverse=True) if case.name in SORTED else mask
+    mask = case.arguments["where"][row]
+    return np.sort(mask)[::-1] if case.name in SORTED else mask
 
 
-def drop(objective: Callable[..., Any], example: Mapping[str, Any], masks: Mapping[str, Any] | None = None) -> dict:
-    """The example without its masks and without the entries that they drop."""
-    axes, masked = inputs.shapes(objective), inputs.masks(objective)
-    masks = example if masks is None else masks
-    kept = dict(example)
-    for mask, mask_axes in masked.items():
-        kept.pop(mask, None)
-        for name in kept:
-            if mask_axes and axes[name] == mask_axes and mask in (f"where_{name}", "where"):
-                kept[name] = _kept(example[name], masks[mask])
-    return kept
+def drop(objective: Callable[..., Any], example: Mapping[str, Any]) -> dict[str, Any]:
+    """The example without its mask and the entries that it drops."""
+    return {
+        name: kept_of(x, example["where"]) if inputs.hidden_by_mask(objective, name) else x
+        for name, x in example.items()
+        if name != "where"
+    }
 
 
-def _kept(x: Any, mask: Any) -> list:
-    x = x.tolist() if isinstance(x, np.ndarray) else x
-    return [_kept(v, m) if isinstance(m, list) else v for v, m in zip(x, mask, strict=True) if m is not False]
+def kept_of(x: Any, mask: Any) -> list:
+    """The entries of a list that a mask keeps."""
+    return np.asarray(x)[np.asarray(mask)].tolist()

@@ -19,10 +19,7 @@ import numpy as np
 
 #: How logits are spread: standard deviation, with "ties" for many equal ones and "shifted" for a common large offset.
 REGIMES = (1e-6, 0.1, 3.0, 60.0, 1e4, "ties", "shifted")
-SIZES = {"K": 5, "n": 5, "N": 4, "M": 6, "G": 4, "T": 3}
-
-#: Samples of estimators that reduce over `axis`, which their annotations leave open.
-SAMPLES = {"joint": ("N",), "marginal": ("M",)}
+SIZES = {"K": 5, "n": 5, "N": 4}
 
 LOGITS = {"positive", "negative", "negatives", "scores", "score"}
 LEVELS = {"margin", "target", "reference_point", "shift"}
@@ -38,39 +35,37 @@ UNIFORM = {
 def shapes(objective: Callable[..., Any]) -> dict[str, tuple[str, ...] | None]:
     """Every array argument's axes after the batch, by name; None for a number that the whole batch shares."""
     hints = typing.get_type_hints(inspect.unwrap(objective))
-    return {name: _axes(name, hints[name]) for name in inspect.signature(objective).parameters if _is_drawn(name)}
+    return {name: _axes(hints[name]) for name in inspect.signature(objective).parameters if _is_drawn(name)}
 
 
 def _is_drawn(name: str) -> bool:
-    return not name.startswith("where") and name not in {"axis", "axis_name"}
+    return name != "where"
 
 
-def _axes(name: str, hint: Any) -> tuple[str, ...] | None:
-    if name.removeprefix("where_") in SAMPLES:
-        return SAMPLES[name.removeprefix("where_")]
+def _axes(hint: Any) -> tuple[str, ...] | None:
     for part in [hint, *typing.get_args(hint)]:
         dims = getattr(part, "dim_str", None)
         if dims is not None:
-            return tuple(dims.split()[1:]) if dims.startswith(("*", "...", "#...")) else None
+            return tuple(dims.split()[1:]) if dims.startswith("*") else None
     return None
 
 
 def masks(objective: Callable[..., Any]) -> dict[str, tuple[str, ...]]:
-    """Every mask that the objective takes, with its axes after the batch."""
+    """The mask that the objective takes, if any, with its axes after the batch."""
     hints = typing.get_type_hints(inspect.unwrap(objective))
-    return {name: _axes(name, hints[name]) for name in hints if name.startswith("where")}
+    return {"where": _axes(hints["where"])} if "where" in hints else {}
 
 
-def draw_masks(
-    objective: Callable[..., Any], rng: np.random.Generator, batch: tuple[int, ...], sizes: Mapping[str, int] = SIZES
-) -> dict[str, np.ndarray]:
-    """Masks that keep about two thirds, and in each list at least one entry."""
-    drawn = {}
-    for name, axes in masks(objective).items():
-        kept = rng.random((*batch, *(sizes[a] for a in axes))) < 0.7
-        kept[..., rng.integers(kept.shape[-1])] = True
-        drawn[name] = kept
-    return drawn
+def hidden_by_mask(objective: Callable[..., Any], name: str) -> bool:
+    """Whether the objective's mask is about the argument `name`."""
+    return masks(objective).get("where", None) == shapes(objective).get(name, ())
+
+
+def draw_mask(rng: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """A mask that keeps about two thirds, and in each list at least one entry."""
+    kept = rng.random(shape) < 0.7
+    kept[np.arange(shape[0]), rng.integers(shape[-1], size=shape[0])] = True
+    return kept
 
 
 def draw(

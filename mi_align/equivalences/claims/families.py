@@ -1,4 +1,4 @@
-"""Ledger 45 to 47: gradients in closed form, what a shift of all scores does, and the family of margin losses."""
+"""Ledger 45 and 46: gradients in closed form, and what a shift of all scores does."""
 
 from __future__ import annotations
 
@@ -15,13 +15,8 @@ from mi_align.methods import METHODS
 from mi_align.objectives import (
     bradley_terry_loss,
     donsker_varadhan_bound,
-    exponential_loss,
-    hinge_loss,
     info_nce_loss,
     nca_loss,
-    savage_loss,
-    squared_loss,
-    truncated_quadratic_loss,
 )
 
 __all__ = ["CLAIMS"]
@@ -45,25 +40,6 @@ def _tokens(key: PRNGKeyArray) -> Inputs:
 def _two_samples(key: PRNGKeyArray) -> Inputs:
     x = normals(key, joint=(3,), marginal=(4,), shift=())
     return {"joint": 3 * x["joint"], "marginal": 3 * x["marginal"], "shift": 10 * x["shift"]}
-
-
-def _margins(key: PRNGKeyArray) -> Inputs:
-    """Two logits, a common level, a hinge's margin and a squared loss's target."""
-    x = normals(key, positive=(), negative=(), level=(), margin=(), target=())
-    return {**x, "margin": between(0.2, 3.0, x["margin"]), "target": between(0.2, 3.0, x["target"])}
-
-
-def _features(key: PRNGKeyArray) -> Inputs:
-    """A linear critic that scores both responses alike: its parameters, less their part along φ⁺ − φ⁻."""
-    x = normals(key, positive=(3,), negative=(3,), parameters=(3,), margin=(), target=())
-    apart = x["positive"] - x["negative"]
-    level = x["parameters"] - apart * (apart @ x["parameters"]) / (apart @ apart)
-    return {
-        **x,
-        "parameters": level,
-        "margin": between(0.2, 3.0, x["margin"]),
-        "target": between(0.2, 3.0, x["target"]),
-    }
 
 
 def _info_nce(scores: Array) -> Array:
@@ -139,39 +115,6 @@ def _mio_diagonal(x: Inputs, positives: float) -> Array:
 
 def _least_curvature(loss: Callable[[Array], Array], x: Inputs) -> Array:
     return jnp.linalg.eigvalsh(jax.hessian(loss)(x["scores"]))[0]
-
-
-def _family(positive: Array, negative: Array, x: Inputs) -> list[Array]:
-    """Six losses of the margin."""
-    return [
-        bradley_terry_loss(positive, negative),
-        exponential_loss(positive, negative),
-        savage_loss(positive, negative),
-        hinge_loss(positive, negative, margin=x["margin"]),
-        truncated_quadratic_loss(positive, negative, margin=x["margin"]),
-        squared_loss(positive, negative, target=x["target"]),
-    ]
-
-
-def _curves(u: Array, x: Inputs) -> Array:
-    """f(u): logistic, exponential, Savage, hinge, truncated quadratic, squared."""
-    short = jnp.where(u < x["margin"], x["margin"] - u, 0)
-    odds = jnp.exp(-u)
-    return jnp.stack([jnp.log(1 + odds), odds, (odds / (1 + odds)) ** 2, short, short**2, (u - x["target"]) ** 2])
-
-
-def _scaled_gradients(x: Inputs) -> Array:
-    """Each loss's gradient in the critic's parameters, over its own −f′(0)."""
-
-    def losses(parameters: Array) -> Array:
-        return jnp.stack(_family(parameters @ x["positive"], parameters @ x["negative"], x))
-
-    steepness = jnp.stack([*jnp.array([0.5, 1.0, 0.25, 1.0]), 2 * x["margin"], 2 * x["target"]])
-    return jax.jacrev(losses)(x["parameters"]) / steepness[:, None]
-
-
-def _common_gradient(x: Inputs) -> Array:
-    return jnp.broadcast_to(x["negative"] - x["positive"], (6, 3))
 
 
 CLAIMS: tuple[Claim, ...] = (
@@ -291,32 +234,5 @@ CLAIMS: tuple[Claim, ...] = (
         slip="InfoNCE's Hessian",
         source="derived here",
         samples=100_000,
-    ),
-    Claim(
-        id="47a",
-        title="Logistic, exponential, Savage, hinge, truncated quadratic and squared: one family of margin losses",
-        statement=r"\ell(s^+, s^-) = f(s^+ - s^-)",
-        kind=Kind.EXACT,
-        draw=_margins,
-        left=lambda x: jnp.stack(_family(x["positive"] + x["level"], x["negative"] + x["level"], x)),
-        right=lambda x: _curves(x["positive"] - x["negative"], x),
-        twin=lambda x: _curves(x["negative"] - x["positive"], x),
-        slip="the margin's sign",
-        source="Tang et al. 2024 (arXiv 2402.05749), table 1",
-        derivatives=2,
-    ),
-    Claim(
-        id="47b",
-        title="At margin 0 the whole family has one gradient, up to scale",
-        statement=r"s^+ = s^-:\quad \frac{\nabla_\theta\, f(s^+ - s^-)}{-f'(0)} ="
-        r" -\nabla_\theta\,(s^+ - s^-) \quad\text{for all six}",
-        kind=Kind.EXACT,
-        draw=_features,
-        left=_scaled_gradients,
-        right=_common_gradient,
-        twin=lambda x: _common_gradient(x) * (1 + 1e-6),
-        slip="one part in a million",
-        source="Tang et al. 2024 (arXiv 2402.05749), section 4",
-        derivatives=0,
     ),
 )

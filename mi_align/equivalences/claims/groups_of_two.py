@@ -47,6 +47,11 @@ def _scaled(x: Inputs) -> Array:
     return x["unit"] * x["grade"]
 
 
+def _order(x: Inputs) -> Array:
+    """sign(r₁ − r₂) and sign(r₂ − r₁), from the grades: a fused multiply-subtract of equal rewards is not always 0."""
+    return jnp.sign(x["grade"] - x["grade"][::-1]).astype(x["unit"].dtype)
+
+
 def _own_deviation(x: Inputs) -> tuple[Array, Array, Array]:
     """K, r − mean r, and the sum of its squares."""
     kept = x["where"].astype(x["reward"].dtype)
@@ -67,8 +72,8 @@ CLAIMS: tuple[Claim, ...] = (
         kind=Kind.EXACT,
         draw=_pair_of_rewards,
         left=lambda x: group_advantage(_scaled(x), correction=0.0, eps=0.0),
-        right=lambda x: jnp.sign(_scaled(x) - _scaled(x)[::-1]),
-        twin=lambda x: jnp.sign(_scaled(x) - _scaled(x)[::-1]) / jnp.sqrt(2.0),
+        right=_order,
+        twin=lambda x: _order(x) / jnp.sqrt(2.0),
         slip="the sample's deviation",
         source=f"{_TWO}; population deviation, ε = 0",
     ),

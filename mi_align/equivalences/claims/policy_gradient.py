@@ -241,5 +241,6 @@ CLAIMS: tuple[Claim, ...] = (
         slip="not divided by the group's size",
         source="derived here; Shao et al. 2024 (arXiv 2402.03300) and its kin",
         derivatives=0,
+        samples=200_000,
     ),
 )

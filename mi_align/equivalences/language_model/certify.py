@@ -18,7 +18,7 @@ from mi_align import checks
 from mi_align.equivalences.language_model.certificate import SLIP, TOLERANCE, ModelCertificate
 from mi_align.equivalences.language_model.exactness import certify_rounding, certify_routes, certify_start, first_pair
 from mi_align.equivalences.language_model.identities import IDENTITIES, Losses, LossIdentity
-from mi_align.equivalences.language_model.setting import Params, Setting
+from mi_align.equivalences.language_model.setting import Params, Setting, quickly_compiled
 
 __all__ = ["certify_model"]
 
@@ -51,20 +51,20 @@ class _Measured(NamedTuple):
 
     value: Float[Array, "claims factors"]
     gradient: Float[Array, "claims factors"]
-    policy: Float[Array, "batch candidates time"]
-    reference: Float[Array, "batch candidates time"]
+    logps: Float[Array, "batch candidates time"]
 
 
 def _certify_in_common(setting: Setting, identities: Sequence[LossIdentity], dtype: str) -> list[ModelCertificate]:
     """L1 and L2, which one compiled program measures at several parameters."""
     twins = dtype == "float64"
     compare = _comparison(setting, identities, jnp.array([1.0, SLIP] if twins else [1.0]))
-    anywhere = compare(setting.policy, setting.reference)
-    at_reference = compare(setting.reference, setting.reference)
-    moved = compare(jax.tree.map(lambda x: SLIP * x, setting.reference), setting.reference).policy if twins else None
+    # Policy and reference are scored by one program: this is why the start is exactly 0.
+    reference = compare(setting.reference, jnp.zeros(setting.response_mask.shape)).logps
+    anywhere, at_reference = (compare(params, reference) for params in (setting.policy, setting.reference))
+    moved = compare(jax.tree.map(lambda x: SLIP * x, setting.reference), reference).logps if twins else None
     return [
         *_of_identities(identities, jax.device_get(anywhere), jax.device_get(at_reference), dtype),
-        *certify_start(setting, dtype, policy=at_reference.policy, moved=moved, reference=at_reference.reference),
+        *certify_start(setting, dtype, policy=at_reference.logps, moved=moved, reference=reference),
     ]
 
 
@@ -96,24 +96,23 @@ def _of_identities(
 
 def _comparison(
     setting: Setting, identities: Sequence[LossIdentity], factors: Float[Array, "factors"]
-) -> Callable[[Params, Params], _Measured]:
-    """(policy, reference) -> relative distances of the right from the left sides, in value and in gradient.
+) -> Callable[[Params, Float[Array, "batch candidates time"]], _Measured]:
+    """(policy, the reference's log-probabilities) -> how far the right sides are from the left, in value and gradient.
 
     A loss that several claims have on their left is evaluated once.
     """
     lefts = list(dict.fromkeys((claim.left, claim.pair) for claim in identities))
     place = np.array([lefts.index((claim.left, claim.pair)) for claim in identities])
 
-    @jax.jit
-    def compare(policy: Params, reference: Params) -> _Measured:
-        reference_logps = setting.logps(reference)
+    @quickly_compiled
+    def compare(policy: Params, reference: Float[Array, "batch candidates time"]) -> _Measured:
         logps, pullback = jax.vjp(setting.logps, policy)
 
         def slope(losses: Losses, pair: bool) -> tuple[Array, Array]:
             """The mean loss and its derivative with respect to the log-probabilities."""
 
             def mean(logps: Array) -> Array:
-                compared = setting.candidates(logps, reference_logps)
+                compared = setting.candidates(logps, reference)
                 return jnp.mean(losses(first_pair(compared) if pair else compared))
 
             return jax.value_and_grad(mean)(logps)
@@ -130,8 +129,7 @@ def _comparison(
         return _Measured(
             value=_distance(came[0], wanted[0]),
             gradient=_distance(came[1], wanted[1]),
-            policy=logps,
-            reference=reference_logps,
+            logps=logps,
         )
 
     return compare

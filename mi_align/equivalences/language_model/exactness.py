@@ -11,7 +11,7 @@ from mi_align import critics
 from mi_align.critics import Candidates
 from mi_align.equivalences.claim import Kind
 from mi_align.equivalences.language_model.certificate import SLIP, ModelCertificate
-from mi_align.equivalences.language_model.setting import Params, Setting, TokenLogps
+from mi_align.equivalences.language_model.setting import Params, Setting, TokenLogps, quickly_compiled
 from mi_align.methods import METHODS, Method
 from mi_align.methods.arrangements import one_against_rest, pair, ranking
 
@@ -57,7 +57,7 @@ def certify_start(
       reference: the reference's log-probabilities.
     """
 
-    @jax.jit
+    @quickly_compiled
     def losses(policy: Logps, reference: Logps) -> dict[str, Array]:
         compared = setting.candidates(policy, reference)
         rows = {row.name: row(compared if _takes_lists(row) else first_pair(compared)) for row in _rows()}
@@ -107,7 +107,7 @@ def _takes_lists(row: Method) -> bool:
 def certify_routes(setting: Setting, dtype: str) -> list[ModelCertificate]:
     """L3: log-probabilities, and the gradient of their sum, through each of the setting's routes against `logps`."""
 
-    @jax.jit
+    @quickly_compiled
     def compare(policy: Params) -> list[tuple[Array, Array, Array]]:
         def values_and_gradient(route: TokenLogps) -> tuple[Array, Params]:
             values, pullback = jax.vjp(route, policy)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +12,18 @@ from jaxtyping import Array, Bool, Float
 
 from mi_align.critics.candidates import Candidates
 
-__all__ = ["Params", "Setting", "TokenLogps"]
+__all__ = ["Params", "Setting", "TokenLogps", "quickly_compiled"]
 
 Params = Any  # a pytree of arrays
+P = ParamSpec("P")
+R = TypeVar("R")
 TokenLogps = Callable[[Params], Float[Array, "batch candidates time"]]
+
+
+def quickly_compiled(function: Callable[P, R]) -> Callable[P, R]:
+    """`jax.jit` for a large program that runs a few times: on CPU, optimising it takes longer than it saves."""
+    quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    return jax.jit(function, compiler_options=quick)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

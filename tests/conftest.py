@@ -1,0 +1,53 @@
+"""Strictness for every test: 8 CPU devices, no silent broadcasting, printed seeds; run-time types by `--typecheck`."""
+
+from __future__ import annotations
+
+import os
+import zlib
+from collections.abc import Iterator
+
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import jax
+import numpy as np
+import pytest
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--seed", type=int, default=0, help="draw other random inputs (default 0)")
+    parser.addoption("--typecheck", action="store_true", help="check every annotated shape and dtype while testing")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--typecheck"):
+        from jaxtyping import install_import_hook
+
+        install_import_hook("mi_align", "beartype.beartype")
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"seed: {config.getoption('--seed')} (each test draws from the seed and its own name)"
+
+
+@pytest.fixture
+def seed(request: pytest.FixtureRequest) -> int:
+    """The test's own seed, printed when it fails."""
+    value = zlib.crc32(f"{request.config.getoption('--seed')} {request.node.nodeid}".encode())
+    print(f"seed of this test: {value}")
+    return value
+
+
+@pytest.fixture
+def rng(seed: int) -> np.random.Generator:
+    """Random numbers of the test's own."""
+    return np.random.default_rng(seed)
+
+
+@pytest.fixture
+def x64() -> Iterator[None]:
+    """Float64 within this test only, so that the others see what a user sees by default."""
+    with jax.enable_x64(True):
+        yield
