@@ -231,7 +231,7 @@ def test_likelihoods_shaped_by_a_power_stay_finite_and_in_order_where_powers_ove
         came = np.asarray(shaped(jnp.asarray(means)))
     assert np.all(np.diff(came) < 0) and np.all(np.isfinite(came))
     assert np.all(slope > 0) and np.all(np.isfinite(slope))
-    exact = float(-0.1 * power(-120.0, -0.25))
+    exact = float(0.1 * power(-120.0, -0.25))
     np.testing.assert_allclose(came[1], exact, rtol=40 * float(np.finfo(dtype).eps))
 
 

@@ -26,8 +26,8 @@ def rotate(x: Float[Array, "B T H W"], positions: Int[Array, "T"], base: float) 
     """
     half = x.shape[-1] // 2
     (wide,) = as_float(x)
-    angles_TW = positions[:, None] * jnp.asarray(base, wide.dtype) ** (-jnp.arange(half, dtype=wide.dtype) / half)
-    cos, sin = jnp.cos(angles_TW)[:, None, :], jnp.sin(angles_TW)[:, None, :]
+    angles_TW = jnp.outer(positions, jnp.asarray(base, wide.dtype) ** (-jnp.arange(half, dtype=wide.dtype) / half))
+    cos, sin = jnp.cos(angles_TW)[None, :, None, :], jnp.sin(angles_TW)[None, :, None, :]
     first, second = wide[..., :half], wide[..., half:]
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return turned.astype(x.dtype)
@@ -44,8 +44,8 @@ def attend(
         return jax.nn.dot_product_attention(query, key, value, is_causal=True)
     key_BTHW, value_BTHW = (jnp.repeat(x, query.shape[2] // x.shape[2], axis=2) for x in (key, value))
     scores_BHTS = jnp.einsum("bthw,bshw->bhts", query, key_BTHW) * query.shape[-1] ** -0.5
-    past_TS = jnp.tri(query.shape[1], dtype=bool)
-    return jnp.einsum("bhts,bshw->bthw", jax.nn.softmax(scores_BHTS, where=past_TS), value_BTHW)
+    past_BHTS = jnp.tri(query.shape[1], dtype=bool)[None, None]
+    return jnp.einsum("bhts,bshw->bthw", jax.nn.softmax(scores_BHTS, where=past_BHTS), value_BTHW)
 
 
 class RMSNorm(nnx.Module):
@@ -60,7 +60,8 @@ class RMSNorm(nnx.Module):
         """Normalise the last axis."""
         (wide,) = as_float(x)
         mean_square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
-        return (wide * jax.lax.rsqrt(mean_square + self.epsilon)).astype(x.dtype) * self.scale[...]
+        normalised = (wide * jax.lax.rsqrt(mean_square + self.epsilon)).astype(x.dtype)
+        return normalised * jnp.broadcast_to(self.scale[...], x.shape)
 
 
 def _linear(fan_in: int, fan_out: int, *, gain: float = 1.0, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.Linear:
