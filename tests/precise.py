@@ -1,42 +1,71 @@
 """Formulas at as many digits as it takes, with every partial derivative.
 
-A formula is written once, over the functions below, and evaluated on mpmath numbers that record what was done to them
-(reverse-mode differentiation on a tape). The digits are at least 50, and as many more as float64's range asks for: then
-a plain formula such as log(eᵃ + eᵇ) − a is right to the last digit of the smallest float64, however much cancels in it.
+A formula is written once, over the functions below, and evaluated on numbers of many digits that record what was done
+to them (reverse-mode differentiation on a tape). The digits are at least 50, and as many more as float64's range asks
+for: then a plain formula such as log(eᵃ + eᵇ) − a is right to the last digit of the smallest float64, however much
+cancels in it. The numbers are mpmath's or, five times as fast and written independently of it, MPFR's.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, ClassVar, NamedTuple
 
+import gmpy2
 import mpmath
 from mpmath import mpf
 
 DIGITS = 50
 
 
-class Number:
-    """An mpmath number that remembers which numbers it was computed from, and its derivative to each."""
+class Arithmetic(NamedTuple):
+    """Whose numbers a formula is evaluated on.
 
-    __slots__ = ("gradient", "sources", "spread", "value")
+    Attributes:
+      real: a number from a float or an integer.
+      exp, log, sqrt: functions of such numbers.
+      digits: the context in which numbers have so many.
+    """
+
+    real: Callable[..., Any]
+    exp: Callable[[Any], Any]
+    log: Callable[[Any], Any]
+    sqrt: Callable[[Any], Any]
+    digits: Callable[[int], AbstractContextManager]
+
+
+MPMATH = Arithmetic(mpf, mpmath.exp, mpmath.log, mpmath.sqrt, mpmath.workdps)
+MPFR = Arithmetic(
+    gmpy2.mpfr, gmpy2.exp, gmpy2.log, gmpy2.sqrt, lambda digits: gmpy2.context(precision=int(digits * 3.33) + 1)
+)
+
+
+class Number:
+    """A number that remembers which numbers it was computed from, and its derivative to each."""
+
+    __slots__ = ("gradient", "sources", "value")
+    arithmetic: ClassVar[Arithmetic] = MPMATH
     tape: ClassVar[list[Number]] = []
 
     def __init__(self, value: Any, *sources: tuple[Number, Any]) -> None:
-        self.value, self.sources, self.gradient, self.spread = mpf(value), sources, mpf(0), mpf(0)
+        self.value, self.sources, self.gradient = value, sources, 0
         Number.tape.append(self)
 
     def __add__(self, other: Any) -> Number:
-        other = number(other)
-        return Number(self.value + other.value, (self, 1), (other, 1))
+        if isinstance(other, Number):
+            return Number(self.value + other.value, (self, 1), (other, 1))
+        return Number(self.value + other, (self, 1))
 
     def __mul__(self, other: Any) -> Number:
-        other = number(other)
-        return Number(self.value * other.value, (self, other.value), (other, self.value))
+        if isinstance(other, Number):
+            return Number(self.value * other.value, (self, other.value), (other, self.value))
+        return Number(self.value * other, (self, other))
 
     def __truediv__(self, other: Any) -> Number:
-        other = number(other)
+        if not isinstance(other, Number):
+            return Number(self.value / other, (self, Number.arithmetic.real(1) / other))
         ratio = self.value / other.value
         return Number(ratio, (self, 1 / other.value), (other, -ratio / other.value))
 
@@ -47,41 +76,44 @@ class Number:
         return Number(-self.value, (self, -1))
 
     def __sub__(self, other: Any) -> Number:
-        return self + -number(other)
+        if isinstance(other, Number):
+            return Number(self.value - other.value, (self, 1), (other, -1))
+        return Number(self.value - other, (self, 1))
 
     def __rsub__(self, other: Any) -> Number:
-        return -self + other
+        return Number(other - self.value, (self, -1))
 
     def __rtruediv__(self, other: Any) -> Number:
-        return number(other) / self
+        ratio = other / self.value
+        return Number(ratio, (self, -ratio / self.value))
 
     def __lt__(self, other: Any) -> bool:
-        return self.value < number(other).value
+        return self.value < (other.value if isinstance(other, Number) else other)
 
     def __gt__(self, other: Any) -> bool:
-        return self.value > number(other).value
+        return self.value > (other.value if isinstance(other, Number) else other)
 
     __radd__, __rmul__ = __add__, __mul__
 
 
 def number(x: Any) -> Number:
-    return x if isinstance(x, Number) else Number(x)
+    return x if isinstance(x, Number) else Number(Number.arithmetic.real(x))
 
 
 def exp(x: Any) -> Number:
     x = number(x)
-    value = mpmath.exp(x.value)
+    value = Number.arithmetic.exp(x.value)
     return Number(value, (x, value))
 
 
 def log(x: Any) -> Number:
     x = number(x)
-    return Number(mpmath.log(x.value), (x, 1 / x.value))
+    return Number(Number.arithmetic.log(x.value), (x, 1 / x.value))
 
 
 def sqrt(x: Any) -> Number:
     x = number(x)
-    value = mpmath.sqrt(x.value)
+    value = Number.arithmetic.sqrt(x.value)
     return Number(value, (x, 1 / (2 * value)))
 
 
@@ -140,6 +172,39 @@ def _replace(x: Any, path: tuple[Any, ...], numbers: Mapping[tuple[Any, ...], An
 Path = tuple[Any, ...]
 
 
+def digits_for(furthest: float, range_digits: int) -> int:
+    """How many digits plain formulas need at arguments up to `furthest`, for results down to 10^−`range_digits`."""
+    return DIGITS + 2 * int(min(range_digits, 0.45 * furthest))
+
+
+def noise_at(furthest: float, digits: int) -> mpf:
+    """What so many digits leave undecided of a result."""
+    return (1 + mpf(furthest)) * mpf(10) ** (10 - digits)
+
+
+class Evaluation:
+    """A formula's results at one point, on a tape from which any of them is differentiated."""
+
+    def __init__(self, formula: Callable[..., Any], arguments: Mapping[str, Any], point: Mapping[Path, Any]) -> None:
+        """`point` has every real number among the arguments, by its path."""
+        Number.tape = self.tape = []
+        self.inputs = {path: number(x) for path, x in point.items()}
+        results = formula(**{name: _replace(x, (name,), self.inputs) for name, x in arguments.items()})
+        self.results = [number(r) for r in (results if isinstance(results, list) else [results])]
+
+    def derivatives(self, of: Iterable[Number], *, absolute: bool = False) -> dict[Path, Any]:
+        """What the sum of some results changes by with every input; `absolute`: with no term cancelling another."""
+        for node in self.tape:
+            node.gradient = 0
+        for result in of:
+            result.gradient += 1
+        for node in reversed(self.tape):
+            if node.gradient:
+                for source, slope in node.sources:
+                    source.gradient += (abs(slope) if absolute else slope) * node.gradient
+        return {path: x.gradient for path, x in self.inputs.items()}
+
+
 class Truth:
     """A formula at one point: its value (or values), and the derivative of their sum to every real argument.
 
@@ -147,7 +212,6 @@ class Truth:
       values: the formula's results, a list.
       gradient: path of an argument, such as ("negatives", 3), to the derivative.
       noise: what the working precision leaves undecided.
-      spread: the same with every term of the derivative taken absolutely, so that nothing cancels.
     """
 
     def __init__(
@@ -162,25 +226,20 @@ class Truth:
         self.formula, self.arguments, self.levels = formula, arguments, levels
         self.point = dict(_flatten(arguments))
         furthest = max([abs(x) for x in self.point.values()], default=0.0)
-        self.digits = DIGITS + 2 * int(min(range_digits, 0.45 * furthest))
-        self.noise = (1 + mpf(furthest)) * mpf(10) ** (10 - self.digits)
-        self.values, self.gradient, self.spread = self._evaluate(self.point)
+        self.digits = digits_for(furthest, range_digits)
+        self.noise = noise_at(furthest, self.digits)
+        self.values, self.gradient = self._evaluate(self.point)
 
-    def _evaluate(self, point: Mapping[Path, Any]) -> tuple[list[mpf], dict[Path, mpf], dict[Path, mpf]]:
+    def _evaluate(self, point: Mapping[Path, Any], *, absolute: bool = False) -> tuple[list[mpf], dict[Path, mpf]]:
         with mpmath.workdps(self.digits):
-            Number.tape = []
-            numbers = {path: Number(x) for path, x in point.items()}
-            results = self.formula(**{name: _replace(x, (name,), numbers) for name, x in self.arguments.items()})
-            results = [number(r) for r in (results if isinstance(results, list) else [results])]
-            for result in results:
-                result.gradient, result.spread = result.gradient + 1, result.spread + 1
-            for node in reversed(Number.tape):
-                if node.spread:
-                    for source, slope in node.sources:
-                        source.gradient += slope * node.gradient
-                        source.spread += abs(slope) * node.spread
-            values = [r.value for r in results]
-            return values, {p: x.gradient for p, x in numbers.items()}, {p: x.spread for p, x in numbers.items()}
+            evaluation = Evaluation(self.formula, self.arguments, point)
+            slopes = evaluation.derivatives(evaluation.results, absolute=absolute)
+            return [mpf(r.value) for r in evaluation.results], {path: mpf(slope) for path, slope in slopes.items()}
+
+    @functools.cached_property
+    def spread(self) -> dict[Path, mpf]:
+        """The gradient with every term of it taken absolutely, so that nothing cancels."""
+        return self._evaluate(self.point, absolute=True)[1]
 
     @functools.cached_property
     def sizes(self) -> dict[Path, mpf]:

@@ -95,7 +95,8 @@ def _fitting_reference(x: Inputs) -> Array:
     total = jnp.sum(drawn * tilt)
     end = jnp.where(total > 1, jnp.argmin(tilt), jnp.argmax(tilt))
     spare = total - tilt[end]
-    share = jnp.where(spare == 0, 1, (1 - tilt[end]) / jnp.where(spare == 0, 1, spare))
+    is_flat = jnp.abs(spare) < 1e-12  # p = r but for rounding: every reference will do
+    share = jnp.where(is_flat, 1, (1 - tilt[end]) / jnp.where(is_flat, 1, spare))
     return share * drawn + (1 - share) * (jnp.arange(tilt.size) == end)
 
 
