@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -48,4 +49,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def run() -> None:
     """The `mi-align` program."""
+    gc.set_threshold(100_000, 50, 50)  # traces are many objects that live on; to look at them all often costs a fifth
     sys.exit(main())

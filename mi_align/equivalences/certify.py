@@ -1,12 +1,13 @@
 """The engine: draws inputs, evaluates both sides of a claim and their derivatives, and keeps the worst case.
 
-Everything of a claim happens in one compiled function: draw a chunk, evaluate, compare, keep the worst sample seen so
-far, next chunk. Memory stays flat, Python is out of the loop, and the twin (the claim with one thing wrong) is judged
-on the same samples.
+Two compiled functions a claim: one draws a chunk of inputs, and is shared by all claims that draw alike; the other
+evaluates both sides, compares, and returns the worst sample. Memory stays flat, and the twin (the claim with one thing
+wrong) is judged on the same samples.
 """
 
 from __future__ import annotations
 
+import collections
 import concurrent.futures
 import dataclasses
 import functools
@@ -29,6 +30,7 @@ from mi_align.equivalences.claim import Claim, Inputs, Kind
 __all__ = ["certify", "certify_all"]
 
 _CHUNK = 8192
+_ACCELERATOR_CHUNK = 131_072  # a launch costs more than the arithmetic of fewer samples
 
 
 def certify(
@@ -61,9 +63,8 @@ def certify(
     start = time.perf_counter()
     total = min(samples, claim.samples or samples)
     with jax.enable_x64(True):
-        state = _run(claim, dtype, _stream(claim.id, seed), total, progress)
-        error, twin_error = _errors(claim, state)
-        worst = jax.tree.map(np.asarray, state.worst)
+        seen = _run(claim, dtype, _stream(claim.id, seed), total, progress)
+    error, twin_error = _errors(claim, seen)
     limit = tolerance_of(claim, dtype)
     return Certificate(
         **_described(claim),
@@ -74,7 +75,7 @@ def certify(
         holds=error <= limit,
         twin_error=twin_error,
         twin_fails=twin_error > limit if dtype == "float64" else None,
-        worst=worst,
+        worst=seen.worst,
         seconds=time.perf_counter() - start,
         device=jax.devices()[0].device_kind,
     )
@@ -111,12 +112,21 @@ def certify_all(
 
     pool = concurrent.futures.ThreadPoolExecutor(workers or min(os.cpu_count() or 1, 8))
     try:
-        # The expensive claims first, so that none is left alone at the end.
-        waiting = [pool.submit(one, claim) for claim in sorted(claims, key=lambda c: c.samples is None)]
+        waiting = [pool.submit(one, claim) for claim in _shuffled(claims)]
         for done in concurrent.futures.as_completed(waiting):
             yield done.result()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _shuffled(claims: Iterable[Claim]) -> list[Claim]:
+    """One claim of every way of drawing first: no two threads compile the same draw, and the long ones start early."""
+    turns: collections.Counter[Any] = collections.Counter()
+    ordered = []
+    for claim in claims:
+        ordered.append((turns[claim.draw], claim.samples is not None, claim))
+        turns[claim.draw] += 1
+    return [claim for *_, claim in sorted(ordered, key=lambda entry: entry[:2])]
 
 
 def _failed(claim: Claim, samples: int, dtype: str, error: Exception) -> Certificate:
@@ -143,19 +153,24 @@ def _described(claim: Claim) -> dict[str, Any]:
     return {**{name: getattr(claim, name) for name in names}, "kind": str(claim.kind), "derivatives": derivatives}
 
 
-@jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class _State:
+class _Seen:
     """What is kept of the samples seen so far.
 
     `error` and `twin_error` are the worst cases, `worst` the input of the first; `sums` are what claims about averages
     need, and empty for the others.
     """
 
-    error: Array
-    twin_error: Array
+    error: float
+    twin_error: float
     worst: Inputs
-    sums: tuple[Array, ...]
+    sums: list[np.ndarray]
+
+    def and_(self, new: _Seen) -> _Seen:
+        """Of two sets of samples, both."""
+        worst = new.worst if new.error > self.error else self.worst
+        sums = [old + more for old, more in zip(self.sums, new.sums, strict=True)]
+        return _Seen(max(self.error, new.error), max(self.twin_error, new.twin_error), worst, sums)
 
 
 def _stream(identifier: str, seed: int) -> np.ndarray:
@@ -163,71 +178,63 @@ def _stream(identifier: str, seed: int) -> np.ndarray:
     return np.random.SeedSequence([seed, *identifier.encode()]).generate_state(1)[0]
 
 
-def _run(claim: Claim, dtype: str, stream: np.ndarray, total: int, progress: Callable[[float], None] | None) -> _State:
-    """All samples, in chunks of flat memory; looks up for progress a dozen times."""
-    chunk = min(total, _CHUNK)
-    chunks = math.ceil(total / chunk)
-    step = jax.jit(functools.partial(_chunks, claim, dtype, chunk), compiler_options=_compiler_options())
-    state = _empty(claim, dtype)
-    stride = max(1, chunks // 12)
-    for first in range(0, chunks, stride):
-        state = step(stream, state, first, min(first + stride, chunks), total)
+def _run(claim: Claim, dtype: str, stream: np.ndarray, total: int, progress: Callable[[float], None] | None) -> _Seen:
+    """All samples, in chunks of flat memory."""
+    chunk = min(total, _CHUNK if jax.default_backend() == "cpu" else _ACCELERATOR_CHUNK)
+    draw = _drawer(claim.draw, dtype, chunk)
+    look = jax.jit(functools.partial(_look, claim), compiler_options=_compiler_options(total))
+    seen = None
+    for first in range(0, total, chunk):
+        new = _fetched(look(draw(stream, first), min(chunk, total - first)))
+        seen = new if seen is None else seen.and_(new)
         if progress is not None:
-            jax.block_until_ready(state)
-            progress(min((first + stride) * chunk, total) / total)
-    return state
+            progress(min(first + chunk, total) / total)
+    assert seen is not None  # there is at least one sample
+    return seen
 
 
-def _empty(claim: Claim, dtype: str) -> _State:
-    """The state before the first sample."""
+def _compiler_options(total: int) -> dict[str, Any] | None:
+    """On a CPU, less optimisation: a claim's program runs for a second at most, so compiling it should not take two.
 
-    def sample() -> tuple[Inputs, tuple[Array, ...]]:
-        x = _cast(claim.draw(jax.random.key(0)), dtype)
-        left, right, twin = (jnp.asarray(side(x))[None] for side in (claim.left, claim.right, claim.twin))
-        return x, compare.sums(claim.kind, left, right, twin, jnp.ones(1, bool))
-
-    worst, sums = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), jax.eval_shape(sample))
-    return _State(jnp.array(-jnp.inf), jnp.array(-jnp.inf), worst, sums)
-
-
-def _compiler_options() -> dict[str, Any] | None:
-    """On a CPU, less optimisation: a claim's program runs for a second, so compiling it should not take two."""
+    Of the fusions, those of reductions into YNNPACK calls would make the small reductions of a claim slower.
+    """
     if jax.default_backend() != "cpu":
         return None
-    return {"xla_backend_optimization_level": 1, "xla_cpu_use_fusion_emitters": False}
+    return {
+        "xla_backend_optimization_level": 0 if 1 < total <= 4 * _CHUNK else 1,  # one sample is a long trajectory
+        "xla_cpu_use_fusion_emitters": False,
+        "xla_cpu_experimental_ynn_fusion_type": "",
+        "xla_cpu_parallel_codegen_split_count": 1,
+    }
 
 
-def _chunks(
-    claim: Claim, dtype: str, chunk: int, stream: Array, state: _State, first: Array, last: Array, total: Array
-) -> _State:
-    def body(index: Array, state: _State) -> _State:
-        number = index * chunk + jnp.arange(chunk)
+@functools.cache
+def _drawer(draw: Callable[[PRNGKeyArray], Inputs], dtype: str, chunk: int) -> Callable[..., Inputs]:
+    """(stream, number of the first sample) -> a chunk of samples; compiled once for all claims that draw alike."""
+
+    def samples(stream: Array, first: Array) -> Inputs:
+        number = first + jnp.arange(chunk)
         words = jnp.stack([jnp.full(chunk, stream, jnp.uint32), number.astype(jnp.uint32)], axis=-1)
         keys = jax.random.wrap_key_data(words, impl="threefry2x32")  # a key a sample, without hashing
-        return _absorb(claim, dtype, state, keys, number < total)
+        return jax.vmap(lambda key: _cast(draw(key), dtype))(keys)
 
-    return jax.lax.fori_loop(first, last, body, state)
+    return jax.jit(samples, compiler_options=_compiler_options(chunk + 4 * _CHUNK))
 
 
-def _absorb(claim: Claim, dtype: str, state: _State, keys: PRNGKeyArray, real: Array) -> _State:
-    """Look at one chunk of samples."""
-    inputs = jax.vmap(lambda k: _cast(claim.draw(k), dtype))(keys)
-    left, right, twin = (jax.vmap(side)(inputs) for side in (claim.left, claim.right, claim.twin))
-    error = jax.vmap(functools.partial(compare.difference, claim.kind))(left, right)
-    if claim.kind is Kind.EXACT and claim.derivatives:
-        error = jnp.maximum(error, jax.vmap(functools.partial(compare.derivative_error, claim))(inputs))
-    twin_error = jax.vmap(functools.partial(compare.difference, claim.kind))(left, twin)
-    error, twin_error = (jnp.where(real, jnp.where(jnp.isnan(e), jnp.inf, e), -jnp.inf) for e in (error, twin_error))
+def _look(claim: Claim, inputs: Inputs, real: Array) -> tuple[Array, Array, Inputs, tuple[Array, ...]]:
+    """Both errors of the worst sample of a chunk, of which the first `real` count; that sample; the chunk's sums."""
+    left, right, twin, error, twin_error = jax.vmap(functools.partial(compare.sides, claim))(inputs)
+    is_real = jnp.arange(len(error)) < real
+    error, twin_error = (jnp.where(is_real, e, -jnp.inf) for e in (error, twin_error))
     index = jnp.argmax(error)
-    is_worse = error[index] > state.error
-    worst = jax.tree.map(lambda new, old: jnp.where(is_worse, new[index], old), inputs, state.worst)
-    sums = compare.sums(claim.kind, left, right, twin, real)
-    return _State(
-        jnp.maximum(state.error, error[index]),
-        jnp.maximum(state.twin_error, jnp.max(twin_error)),
-        worst,
-        jax.tree.map(jnp.add, state.sums, sums),
-    )
+    worst = jax.tree.map(lambda x: x[index], inputs)
+    return error[index], jnp.max(twin_error), worst, compare.sums(claim.kind, left, right, twin, is_real)
+
+
+def _fetched(looked: tuple[Array, Array, Inputs, tuple[Array, ...]]) -> _Seen:
+    """What `_look` found, on the host."""
+    error, twin_error, worst, sums = jax.device_get(looked)
+    return _Seen(float(error), float(twin_error), worst, list(sums))
 
 
 def _cast(inputs: Inputs, dtype: str) -> Inputs:
@@ -242,11 +249,11 @@ def _cast(inputs: Inputs, dtype: str) -> Inputs:
     return jax.tree.map(cast, inputs)
 
 
-def _errors(claim: Claim, state: _State) -> tuple[float, float]:
+def _errors(claim: Claim, seen: _Seen) -> tuple[float, float]:
     """The claim's and its twin's error in the measure of the claim's kind."""
-    sums = [np.asarray(total) for total in state.sums]
     if claim.kind is Kind.ASYMPTOTIC:
-        return compare.slope_gap(claim.grid, sums[0], sums[1]), compare.slope_gap(claim.grid, sums[0], sums[2])
+        left, right, twin = seen.sums
+        return compare.slope_gap(claim.grid, left, right), compare.slope_gap(claim.grid, left, twin)
     if claim.kind is Kind.MONTE_CARLO:
-        return compare.standard_errors(sums[0]), compare.standard_errors(sums[1])
-    return float(state.error), float(state.twin_error)
+        return compare.standard_errors(seen.sums[0]), compare.standard_errors(seen.sums[1])
+    return seen.error, seen.twin_error

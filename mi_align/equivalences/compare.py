@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +11,7 @@ from jaxtyping import Array
 
 from mi_align.equivalences.claim import Claim, Inputs, Kind, Side
 
-__all__ = ["derivative_error", "difference", "slope_gap", "standard_errors", "sums"]
+__all__ = ["difference", "sides", "slope_gap", "standard_errors", "sums"]
 
 
 def difference(kind: Kind, left: Array, right: Array) -> Array:
@@ -24,35 +23,45 @@ def difference(kind: Kind, left: Array, right: Array) -> Array:
     return jnp.max(jnp.where(jnp.isnan(gap), jnp.inf, gap)).astype(jnp.float64)
 
 
-def derivative_error(claim: Claim, inputs: Inputs) -> Array:
-    """Difference of the sides' gradients under a cotangent, and of their Hessians along a direction.
+def sides(claim: Claim, inputs: Inputs) -> tuple[Array, Array, Array, Array, Array]:
+    """A claim on one sample: left, right, twin; how far left and right, with derivatives, are apart; left and twin."""
+    twin = claim.twin(inputs)
+    if claim.kind is Kind.EXACT and claim.derivatives:
+        left, right = _with_derivatives(claim, inputs)
+    else:
+        left, right = [claim.left(inputs)], [claim.right(inputs)]
+    apart = difference(claim.kind, *(jnp.concatenate([jnp.ravel(x) for x in side]) for side in (left, right)))
+    return left[0], right[0], twin, apart, difference(claim.kind, left[0], twin)
 
-    Both are drawn once and for all: the samples differ, so a derivative that is off shows in some of them.
+
+def _with_derivatives(claim: Claim, inputs: Inputs) -> tuple[list[Array], list[Array]]:
+    """Of either side: its value, its gradient under a cotangent, and its Hessian's product with a direction.
+
+    Cotangent and direction are drawn once and for all: the samples differ, so a derivative that is off shows in some.
     """
     rng = np.random.default_rng(0)
     leaves, structure = jax.tree.flatten(inputs)
     smooth = [jnp.issubdtype(x.dtype, jnp.floating) for x in leaves]
     point = [x for x, is_smooth in zip(leaves, smooth, strict=True) if is_smooth]
-
-    def rebuilt(values: list[Array]) -> Inputs:
-        fresh = iter(values)
-        return jax.tree.unflatten(structure, [next(fresh) if s else x for x, s in zip(leaves, smooth, strict=True)])
-
     shape = jax.eval_shape(claim.left, inputs)
     cotangent = jnp.asarray(rng.standard_normal(shape.shape), shape.dtype)
+    direction = [jnp.asarray(rng.standard_normal(x.shape), x.dtype) for x in point]
 
-    def slope(side: Side) -> Callable[[list[Array]], list[Array]]:
-        def scalar(values: list[Array]) -> Array:
-            return jnp.sum(side(rebuilt(values)) * cotangent)
+    def evaluated(side: Side) -> list[Array]:
+        def scalar(values: list[Array]) -> tuple[Array, Array]:
+            fresh = iter(values)
+            x = [next(fresh) if is_smooth else x for x, is_smooth in zip(leaves, smooth, strict=True)]
+            value = side(jax.tree.unflatten(structure, x))
+            return jnp.sum(value * cotangent), value
 
-        return jax.grad(scalar)
+        slopes = jax.value_and_grad(scalar, has_aux=True)
+        if claim.derivatives == 1:
+            (_, value), gradient = slopes(point)
+            return [value, *gradient]
+        ((_, value), gradient), (_, curvature) = jax.jvp(slopes, (point,), (direction,))
+        return [value, *gradient, *curvature]
 
-    slopes = slope(claim.left)(point), slope(claim.right)(point)
-    if claim.derivatives > 1:
-        along = [jnp.asarray(rng.standard_normal(x.shape), x.dtype) for x in point]
-        curved = [jax.jvp(slope(side), (point,), (along,))[1] for side in (claim.left, claim.right)]
-        slopes = (slopes[0] + curved[0], slopes[1] + curved[1])
-    return jnp.max(jnp.stack([difference(Kind.EXACT, a, b) for a, b in zip(*slopes, strict=True)]))
+    return evaluated(claim.left), evaluated(claim.right)
 
 
 def sums(kind: Kind, left: Array, right: Array, twin: Array, real: Array) -> tuple[Array, ...]:

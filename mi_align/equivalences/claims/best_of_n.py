@@ -94,6 +94,7 @@ CLAIMS: tuple[Claim, ...] = (
         twin=lambda x: _best_of(x, _GROUP + 1),
         slip="one response more",
         source="Beirami et al. 2024 (arXiv 2401.01879), lemma 1; enumerated here",
+        samples=200_000,
     ),
     Claim(
         id="51c",
