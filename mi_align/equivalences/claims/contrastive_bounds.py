@@ -199,7 +199,7 @@ CLAIMS: tuple[Claim, ...] = (
         twin=lambda x: 0.99 * kullback_leibler(x["joint"], _independent(x["joint"])),
         slip="a hundredth less information",
         source=f"{_INTERPOLATED}; all 64 batches of three pairs enumerated",
-        samples=20_000,
+        samples=10_000,
     ),
     Claim(
         id="7b",
@@ -213,7 +213,7 @@ CLAIMS: tuple[Claim, ...] = (
         twin=lambda x: _leave_one_out(x, _OFF),
         slip="the scores multiplied by 1 + 1e-6",
         source=_INTERPOLATED,
-        samples=200_000,
+        samples=100_000,
     ),
     Claim(
         id="7c",
@@ -226,7 +226,7 @@ CLAIMS: tuple[Claim, ...] = (
         twin=lambda x: _mean_tuba(x, 1e-6),
         slip="log c off by 1e-6",
         source=_INTERPOLATED,
-        samples=200_000,
+        samples=100_000,
     ),
     Claim(
         id="7d",
