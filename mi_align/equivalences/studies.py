@@ -173,14 +173,16 @@ def optimum_reached(key: PRNGKeyArray, *, responses: int = 6, beta: float = 0.5,
     def distance(tilt: Array) -> Array:
         return 0.5 * jnp.sum(jnp.abs(jax.nn.softmax(log_reference + tilt) - best))
 
-    newton, descent = {}, {}
     record = dynamics.log_spaced(steps, 60)
-    for name, law in laws.items():
-        loss = functools.partial(_population_dpo, law=(law + law.T) * (1 - jnp.eye(responses)), wins=wins, beta=beta)
-        newton[name] = np.asarray(jax.vmap(distance)(_newton(loss, jnp.zeros(responses), 12)))
+
+    def distances(law: Array) -> tuple[Array, Array]:
+        symmetric = (law + law.T) * (1 - jnp.eye(responses))
+        loss = functools.partial(_population_dpo, law=symmetric, wins=wins, beta=beta)
         path = dynamics.descend(loss, jnp.zeros(responses), learning_rate=2 / beta**2, record=record)
-        descent[name] = np.asarray(jax.vmap(distance)(path))
-    return Optimum(np.asarray(record), newton, descent)
+        return jax.vmap(distance)(_newton(loss, jnp.zeros(responses), 12)), jax.vmap(distance)(path)
+
+    newton, descent = (np.asarray(x) for x in jax.jit(jax.vmap(distances))(jnp.stack(list(laws.values()))))
+    return Optimum(np.asarray(record), dict(zip(laws, newton, strict=True)), dict(zip(laws, descent, strict=True)))
 
 
 def _population_dpo(tilt: Array, *, law: Array, wins: Array, beta: float) -> Array:
