@@ -2,7 +2,14 @@
 
 from mi_align.models.config import DecoderConfig
 from mi_align.models.decoder import Decoder
-from mi_align.models.functional import cast, count_parameters, hidden_states, init_decoder, response_logps
+from mi_align.models.functional import (
+    cast,
+    count_parameters,
+    hidden_states,
+    init_decoder,
+    response_logps,
+    vocabulary_matrix,
+)
 
 __all__ = [
     "Decoder",
@@ -12,4 +19,5 @@ __all__ = [
     "hidden_states",
     "init_decoder",
     "response_logps",
+    "vocabulary_matrix",
 ]

@@ -14,7 +14,7 @@ from mi_align.logprobs import token_logps
 from mi_align.models.config import DecoderConfig
 from mi_align.models.decoder import Decoder
 
-__all__ = ["cast", "count_parameters", "hidden_states", "init_decoder", "response_logps"]
+__all__ = ["cast", "count_parameters", "hidden_states", "init_decoder", "response_logps", "vocabulary_matrix"]
 
 Params = Any  # an `nnx.State`: a pytree of arrays
 
@@ -29,11 +29,17 @@ def init_decoder(
     return graphdef, params
 
 
+@functools.partial(jax.jit, static_argnames="graphdef")
 def hidden_states(
     graphdef: nnx.GraphDef[Decoder], params: Params, tokens: Int[Array, "*batch time"]
 ) -> Float[Array, "*batch time features"]:
     """The last hidden state after each token; it depends on no later token, so right padding changes nothing."""
     return nnx.merge(graphdef, params)(tokens)
+
+
+def vocabulary_matrix(graphdef: nnx.GraphDef[Decoder], params: Params) -> Float[Array, "vocab features"]:
+    """The head's matrix, one row a token: with `hidden_states` it is all that `logprobs.token_logps` needs."""
+    return nnx.merge(graphdef, params).vocabulary
 
 
 def response_logps(
