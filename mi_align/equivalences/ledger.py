@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import pkgutil
 import re
 from collections.abc import Iterable, Mapping
@@ -12,13 +13,32 @@ from mi_align import checks
 from mi_align.equivalences import claims as _claims
 from mi_align.equivalences.claim import Claim
 
-__all__ = ["LEDGER", "join", "order", "select"]
+__all__ = ["CHAPTERS", "LEDGER", "chapter", "join", "order", "select"]
+
+#: The ledger's sections, by the last number in each.
+CHAPTERS: Mapping[float, str] = MappingProxyType(
+    {
+        12: "Variational bounds on mutual information",
+        30: "Preference losses",
+        34: "Likelihood displacement",
+        42: "Policy gradients as contrasts; what the base model allows",
+        44: "Estimators of the KL divergence",
+        51: "More of the same family",
+        math.inf: "Claims of your own",
+    }
+)
 
 
 def order(identifier: str) -> tuple[int, str]:
     """Sorts `2a` before `10a`; a user's own ids, which need no number, come last."""
     number = re.match(r"\d+", identifier)
     return (int(number.group()), identifier) if number else (10**9, identifier)
+
+
+def chapter(identifier: str) -> str:
+    """The title of the section that a claim stands in."""
+    number = order(identifier)[0]
+    return next(title for last, title in CHAPTERS.items() if number <= last)
 
 
 def join(*groups: Iterable[Claim]) -> Mapping[str, Claim]:

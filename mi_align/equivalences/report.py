@@ -17,24 +17,13 @@ import jax
 import numpy as np
 
 from mi_align.equivalences.certificate import Certificate
-from mi_align.equivalences.ledger import order
+from mi_align.equivalences.ledger import CHAPTERS, chapter
 from mi_align.equivalences.page import Section, figure, formula, paragraph, table, write_file, write_page
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = ["environment", "ledger_sections", "record", "residuals", "verdict", "write_ledger"]
-
-#: Theory's sections, by the last number in each.
-_CHAPTERS = {
-    12: "Variational bounds on mutual information",
-    30: "Preference losses",
-    34: "Likelihood displacement",
-    42: "Policy gradients as contrasts; what the base model allows",
-    44: "Estimators of the KL divergence",
-    51: "More of the same family",
-    math.inf: "Claims of your own",
-}
 
 
 def environment() -> dict[str, Any]:
@@ -100,12 +89,10 @@ def verdict(run: Mapping[str, Any]) -> str:
 def ledger_sections(certificates: Sequence[Certificate]) -> list[Section]:
     """How to read it, the residuals, the claims chapter by chapter with their pictures."""
     sections = [Section("How to read this", _READING + figure(residuals(certificates), _RESIDUALS))]
-    low = -1.0
-    for high, title in _CHAPTERS.items():
-        chapter = [c for c in certificates if low < order(c.id)[0] <= high]
-        low = high
-        if chapter:
-            sections.append(Section(title, _claims(chapter) + _pictures(chapter)))
+    for title in CHAPTERS.values():
+        certified = [c for c in certificates if chapter(c.id) == title]
+        if certified:
+            sections.append(Section(title, _claims(certified) + _pictures(certified)))
     return sections
 
 

@@ -32,7 +32,7 @@ def draw_late_decline(curves: Mapping[str, History]) -> Figure:
     _signed_log(left, (-6, -3, -1, -0.5, 0, 0.5, 1))
     left.set_ylim(-7.5, 1.3)
     level(left, float(np.log(2)), "ln 2, MIO's target if free to move")
-    level(left, 0.414675, ".4147, the class maximum", at=0.62)
+    level(left, 0.414675, ".4147, the class maximum", at=0.55)
     legend(left, loc="lower left")
     title(
         left,
