@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from mi_align.equivalences import Claim, Kind, certify, certify_all
+from mi_align.equivalences.certify import _is_known
 from mi_align.objectives import bradley_terry_loss
 
 
@@ -167,3 +168,8 @@ def test_wrong_arguments_are_named():
         certify(TRUE, dtype="float46")
     with pytest.raises(ValueError, match="`samples` is 0"):
         certify(TRUE, samples=0)
+
+
+def test_a_compile_option_that_this_xla_lacks_is_left_out() -> None:
+    assert _is_known("xla_backend_optimization_level", 0)
+    assert not _is_known("xla_no_such_option", True)

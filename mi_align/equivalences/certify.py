@@ -190,12 +190,23 @@ def _compiler_options(*, is_brief: bool) -> dict[str, Any] | None:
     """
     if jax.default_backend() != "cpu":
         return None
-    return {
+    options = {
         "xla_backend_optimization_level": 0 if is_brief else 1,
         "xla_cpu_use_fusion_emitters": False,
         "xla_cpu_experimental_ynn_fusion_type": "",
         "xla_cpu_parallel_codegen_split_count": 1,
     }
+    return {name: value for name, value in options.items() if _is_known(name, value)}
+
+
+@functools.cache
+def _is_known(option: str, value: Any) -> bool:
+    """Whether this XLA has a compile option: they come and go with its versions."""
+    try:
+        jax.jit(lambda x: x, compiler_options={option: value}).lower(0.0).compile()
+    except jax.errors.JaxRuntimeError:
+        return False
+    return True
 
 
 @functools.cache
