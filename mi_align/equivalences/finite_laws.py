@@ -12,13 +12,14 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from mi_align.equivalences.claim import Inputs
-from mi_align.equivalences.groups import between, normals
+from mi_align.equivalences.groups import all_groups, between, group_chances, normals
 from mi_align.equivalences.populations import donsker_varadhan, kullback_leibler
 
 __all__ = [
+    "all_batches",
     "best_critic",
     "chi_square",
     "draw",
@@ -29,7 +30,6 @@ __all__ = [
     "kl",
     "laws",
     "log_partition",
-    "mean_over_batches",
     "or_zero",
     "with_best_critic",
 ]
@@ -104,31 +104,23 @@ def expected(bound: Callable[..., Array], x: Inputs, **hyper: Array) -> Float[Ar
     return p @ bound(joint, marginal, **hyper) @ q
 
 
-def mean_over_batches(
-    value: Callable[[Float[Array, "counts 2"], Bool[Array, "counts 2"]], Float[Array, "counts"]],
-    rare: Float[Array, ""],
-    sizes: tuple[float, ...],
-) -> Float[Array, "sizes"]:
-    """The exact mean over all batches from a law on two letters, for each batch size.
+def all_batches(
+    bound: Callable[[Array, Array], Array], x: Inputs, *, joint: int, marginal: int
+) -> tuple[Float[Array, "joints marginals"], Float[Array, "joints marginals"]]:
+    """A bound of the critic's scores on every batch that can be drawn, and every batch's probability.
 
     Args:
-      value: of every batch that can be drawn, told apart by how often it has each letter: log(2 · share) or, where a
-        letter is missing, log(share), and which letters it has. With them added to the letters' scores, a mean of
-        exponentials over the letters that are there is that over the batch.
-      rare: probability of the second letter.
-      sizes: how many letters a batch has.
+      bound: scores of a joint and of a marginal sample -> one number.
+      x: the laws and the critic.
+      joint: size of the joint sample.
+      marginal: size of the marginal sample.
     """
-    count = jnp.arange(int(max(sizes)) + 1)
-
-    def one(size: Array) -> Array:
-        share = jnp.minimum(count / size, 1)
-        shares = jnp.stack([1 - share, share], axis=-1)
-        there = shares > 0
-        weights = jnp.log(jnp.where(there, shares * jnp.sum(there, axis=-1, keepdims=True), 1))
-        chance = jnp.where(count <= size, jnp.exp(jax.scipy.stats.binom.logpmf(count, size, rare)), 0)
-        return chance @ value(weights, there)
-
-    return jax.vmap(one)(jnp.asarray(sizes))
+    letters = x["T"].size
+    a, b = (jnp.asarray(all_groups(letters, size), x["T"].dtype) @ x["T"] for size in (joint, marginal))
+    shape = (len(a), len(b))
+    values = bound(jnp.broadcast_to(a[:, None], (*shape, joint)), jnp.broadcast_to(b, (*shape, marginal)))
+    first, second = (group_chances(jax.nn.log_softmax(x[law]), size) for law, size in (("p", joint), ("q", marginal)))
+    return values, first[:, None] * second
 
 
 def gauss_hermite(nodes: int = 32) -> tuple[np.ndarray, np.ndarray]:
