@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Reproduce"]
 
-_SAMPLES = {False: 1_000_000, True: 20_000}
+_SAMPLES = {False: 1_000_000, True: 4096}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import contextlib
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from mi_align.equivalences import Certificate
 from mi_align.equivalences.language_model import ModelCertificate, certify_model
@@ -21,6 +23,7 @@ from mi_align.reproduction.toys import ToyRuns, run_toys, toy_findings
 
 __all__ = ["Results", "Stage", "reproduce"]
 
+R = TypeVar("R")
 #: A title -> a context around one part of the work, which hands out the function to report progress with.
 Stage = Callable[[str], AbstractContextManager[Tick]]
 
@@ -97,10 +100,8 @@ def reproduce(
         learner = learn(inputs.preferences, plan, seed=seed, tick=tick)
     with part("language model: certificates") as tick:
         model = _certify(learner, inputs, plan, tick)
-    curves = {}
-    for name, method in compared_methods(plan).items():
-        with part(f"language model: {name.upper()} over {plan.seeds} seeds") as tick:
-            curves[name] = train_over_seeds(learner, method, plan, seed=seed, tick=tick)
+    with part(f"language model: DPO and MIO over {plan.seeds} seeds") as tick:
+        curves = _train(learner, plan, seed, tick)
     with part("enumerable policies"):
         toys = run_toys()
     findings = {
@@ -112,10 +113,31 @@ def reproduce(
 
 
 def _certify(learner: Learner, inputs: Inputs, plan: Plan, tick: Tick) -> list[ModelCertificate]:
-    """In both precisions. The routes need a program each; float64 sees all that float32 would."""
+    """In both precisions at once. The routes need a program each; float64 sees all that float32 would."""
     everything = setting(learner, inputs.preferences, plan)
-    single = certify_model(dataclasses.replace(everything, routes={}), dtype="float32")
-    tick(0.4)
-    double = certify_model(everything, dtype="float64")
+    parts = [(dataclasses.replace(everything, routes={}), "float32"), (everything, "float64")]
+    found = _side_by_side([functools.partial(certify_model, part, dtype=dtype) for part, dtype in parts])
     tick(1.0)
-    return [*single, *double]
+    return [certificate for certificates in found for certificate in certificates]
+
+
+def _train(learner: Learner, plan: Plan, seed: int, tick: Tick) -> dict[str, Curves]:
+    """Every compared method, at once."""
+    methods = compared_methods(plan)
+    shares = dict.fromkeys(methods, 0.0)
+
+    def report(name: str, share: float) -> None:
+        shares[name] = share
+        tick(sum(shares.values()) / len(shares))
+
+    runs = [
+        functools.partial(train_over_seeds, learner, method, plan, seed=seed, tick=functools.partial(report, name))
+        for name, method in methods.items()
+    ]
+    return dict(zip(methods, _side_by_side(runs), strict=True))
+
+
+def _side_by_side(tasks: Sequence[Callable[[], R]]) -> list[R]:
+    """Run tasks in threads: one compiles, which takes one core, while another does."""
+    with concurrent.futures.ThreadPoolExecutor(len(tasks)) as pool:
+        return [future.result() for future in [pool.submit(task) for task in tasks]]
