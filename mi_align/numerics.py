@@ -31,7 +31,6 @@ __all__ = [
     "fill",
     "log1mexp",
     "log1p",
-    "log_mean_exp",
     "log_sigmoid",
     "log_sum_exp",
     "masked_mean",
@@ -136,7 +135,7 @@ def _log1mexp_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array,
 @jax.custom_jvp
 def expm1(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """eˣ − 1 within 2 ulp (XLA's own: 5), with derivative eˣ, where JAX's own is 1 + (eˣ − 1) = 0 in the lower tail."""
-    near_zero = jnp.abs(x) < 1
+    near_zero = (x > -0.6931471805599453) & (x < 1)  # below −log 2 nothing cancels
     small = jnp.where(near_zero, x, 0)
     return jnp.where(near_zero, small + _exp_excess_series(small), jnp.exp(x) - 1)
 
@@ -172,7 +171,10 @@ def _exp_excess_series(x: Array) -> Array:
 @jax.custom_jvp
 def log1p(x: Float[Array, "..."]) -> Float[Array, "..."]:
     """log(1 + x) within 2 ulp; XLA's own is 128 float64 ulp off near −0.41 (JAX 0.10; mended in 0.12)."""
-    return jnp.where(x < -0.3, jnp.log(1 + x), jnp.log1p(x))
+    total = 1 + x
+    one = total - x
+    lost = jnp.where(jnp.abs(x) < 1, (x - (total - one)) + (1 - one), 0)  # to rounding; XLA folds plain (1 + x) − 1
+    return jnp.where(jnp.abs(x) < 0.3, jnp.log1p(x), jnp.log(total) + lost / jnp.maximum(total, 0.5))
 
 
 @log1p.defjvp
@@ -181,10 +183,22 @@ def _log1p_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Ar
     return log1p(x), dx / (1 + x)
 
 
-def sigmoid_difference(x: Float[Array, "..."], y: Float[Array, "..."]) -> Float[Array, "..."]:
-    """σ(x) − σ(y) to full relative precision, however close the two are."""
-    low, high = jnp.minimum(x, y), jnp.maximum(x, y)
-    return jnp.sign(x - y) * -expm1(low - high) * sigmoid(high) * sigmoid(-low)
+def sigmoid_difference(
+    x: Float[Array, "..."], y: Float[Array, "..."], gap: Float[Array, "..."] | None = None
+) -> Float[Array, "..."]:
+    """σ(x) − σ(y) to full relative precision, however close the two are; `gap` is x − y, if that is known exactly."""
+    return _sigmoid_difference(x, y, x - y if gap is None else gap)
+
+
+@jax.custom_jvp
+def _sigmoid_difference(x: Array, y: Array, gap: Array) -> Array:
+    return -jnp.sign(gap) * expm1(-jnp.abs(gap)) * sigmoid(jnp.maximum(x, y)) * sigmoid(-jnp.minimum(x, y))
+
+
+@_sigmoid_difference.defjvp
+def _sigmoid_difference_jvp(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Array, Array]:
+    (x, y, _), (dx, dy, _) = primals, tangents
+    return _sigmoid_difference(*primals), sigmoid(x) * sigmoid(-x) * dx - sigmoid(y) * sigmoid(-y) * dy
 
 
 @jax.custom_jvp
@@ -299,18 +313,6 @@ def log_sum_exp(
     total = masked_sum(jnp.exp(x - top), axis=axis, axis_name=axis_name)
     some = total > 0
     return jnp.where(some, jnp.log(jnp.where(some, total, 1)) + jnp.squeeze(top, axis), -jnp.inf)
-
-
-def log_mean_exp(
-    x: Float[Array, "..."],
-    where: Bool[Array, "..."] | None = None,
-    *,
-    axis: Axis = None,
-    axis_name: AxisName = None,
-) -> Float[Array, "..."]:
-    """log of the mean of eˣ over the entries that `where` keeps; −inf with zero gradient where it keeps none."""
-    number = count(x, where, axis=axis, axis_name=axis_name)
-    return log_sum_exp(x, where, axis=axis, axis_name=axis_name) - jnp.log(jnp.maximum(number, 1))
 
 
 def pivot(

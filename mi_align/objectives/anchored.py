@@ -179,7 +179,7 @@ def _down_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tu
     (positive, negative), (dp, dn) = primals, tangents
     u = negative - positive
     # σ′(s⁺) − σ′(u) = (σ(u) − σ(s⁺)) (σ(u) − σ(−s⁺)): the slopes are nearly equal wherever s⁻ is near 0 or 2 s⁺.
-    bend = sigmoid_difference(u, positive) * sigmoid_difference(u, -positive)
+    bend = sigmoid_difference(u, positive, negative - 2 * positive) * sigmoid_difference(u, -positive, negative)
     return _down(positive, negative), bend * dp + sigmoid(u) * sigmoid(-u) * dn
 
 

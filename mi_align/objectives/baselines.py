@@ -28,6 +28,9 @@ from mi_align.objectives._samples import SampleAxis, if_sampled, per_estimate, s
 
 __all__ = ["interpolated_bound", "nwj_bound", "tuba_bound"]
 
+#: No score this far above the baseline is in a sample whose mean(e^b)/c is below ½; and its exponential is finite.
+_NEVER_FAR = 80.0
+
 
 @objective(static=["axis", "axis_name"])
 def tuba_bound(
@@ -80,13 +83,18 @@ def tuba_bound(
     joint, marginal = samples(joint, marginal, where_joint, where_marginal, axis)
     level = per_estimate(joint, axis, log_baseline=log_baseline)
     fixed = jax.lax.stop_gradient(level)
-    mean = masked_mean(joint - fixed, where_joint, axis=axis, axis_name=axis_name)
-    excess = mean_expm1(marginal - fixed, where_marginal, axis=axis, axis_name=axis_name)
+    over: dict[str, Any] = {"axis": axis, "axis_name": axis_name}
+    above = fill(marginal - fixed, where_marginal, 0)
+    excess = mean_expm1(above, where_marginal, **over)
+    # A small mean(e^b)/c is taken as it is, and the 1 put to the joint mean: together they would only be rounded.
+    far = excess < -0.5
+    one = jnp.expand_dims(far.astype(excess.dtype), axis)
+    mean = masked_mean(joint - (fixed - one), where_joint, **over)
+    partition = jnp.where(far, masked_mean(jnp.exp(jnp.minimum(above, _NEVER_FAR)), where_marginal, **over), excess)
     # How the bound moves with the baseline: 0 in value, `excess` in derivative, where −1 + mean(e^b)/c would cancel.
     down = jnp.squeeze(fixed - level, axis)
     moved = exp_excess(down) + expm1(down) * jnp.minimum(excess, jnp.finfo(excess.dtype).max)
-    bound = mean - excess - moved
-    return if_sampled(bound, (joint, where_joint), (marginal, where_marginal), axis=axis, axis_name=axis_name)
+    return if_sampled(mean - partition - moved, (joint, where_joint), (marginal, where_marginal), **over)
 
 
 @objective(static=["axis", "axis_name"])
