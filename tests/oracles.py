@@ -218,3 +218,24 @@ ORACLES: dict[str, Callable[..., Any]] = {
 }
 #: Another name of an objective: the table has one line for both.
 ORACLES["mio_loss"] = ORACLES["nca_loss"]
+
+#: The same for what objectives and critics are built of.
+NUMERICS: dict[str, Callable[..., Any]] = {
+    "sigmoid": lambda x: sigmoid(x),
+    "softplus": lambda x: softplus(x),
+    "log_sigmoid": lambda x: log(sigmoid(x)),
+    "log1mexp": lambda x: log(1 - exp(x)),
+    "expm1": lambda x: exp(x) - 1,
+    "exp_excess": lambda x: _excess(x),
+    "log1p": lambda x: log(1 + x),
+    "sigmoid_difference": lambda x, y: sigmoid(x) - sigmoid(y),
+    "bernoulli_kl": lambda p, q: (
+        sigmoid(p) * (log(sigmoid(p)) - log(sigmoid(q))) + sigmoid(-p) * (log(sigmoid(-p)) - log(sigmoid(-q)))
+    ),
+    "scaled_softplus": lambda x, scale: log(1 + scale * exp(x)),
+    "masked_sum": lambda x: sum(x),
+    "masked_mean": lambda x: mean(x),
+    "mean_expm1": lambda x: mean([exp(entry) - 1 for entry in x]),
+    "centred_log_mean_exp": lambda x, centre: log(mean([exp(entry - centre) for entry in x])),
+    "log_odds": lambda mean_logp: log(exp(mean_logp) / (1 - exp(mean_logp))),
+}

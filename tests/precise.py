@@ -9,8 +9,8 @@ cancels in it. The numbers are mpmath's or, five times as fast and written indep
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, ClassVar, NamedTuple
 
 import gmpy2
@@ -147,7 +147,7 @@ def mean(xs: Sequence[Any]) -> Number:
     return sum(xs) / len(xs)
 
 
-def _flatten(arguments: Mapping[str, Any]) -> list[tuple[tuple[Any, ...], Any]]:
+def flatten(arguments: Mapping[str, Any]) -> list[tuple[tuple[Any, ...], Any]]:
     """Every real number among the arguments with the path that leads to it; bools and integers are no numbers here."""
     flat: list[tuple[tuple[Any, ...], Any]] = []
 
@@ -177,9 +177,20 @@ def digits_for(furthest: float, range_digits: int) -> int:
     return DIGITS + 2 * int(min(range_digits, 0.45 * furthest))
 
 
-def noise_at(furthest: float, digits: int) -> mpf:
-    """What so many digits leave undecided of a result."""
-    return (1 + mpf(furthest)) * mpf(10) ** (10 - digits)
+def noise_at(furthest: float, digits: int) -> float:
+    """What so many digits leave undecided of a result; far below the smallest float it is 0."""
+    return (1 + furthest) * 10.0 ** (10 - digits)
+
+
+@contextmanager
+def computing(arithmetic: Arithmetic, digits: int) -> Iterator[None]:
+    """Formulas are evaluated on these numbers, with so many digits, within."""
+    before, Number.arithmetic = Number.arithmetic, arithmetic
+    try:
+        with arithmetic.digits(digits):
+            yield
+    finally:
+        Number.arithmetic = before
 
 
 class Evaluation:
@@ -221,55 +232,64 @@ class Truth:
         *,
         range_digits: int = 330,
         levels: Collection[str] = (),
+        arithmetic: Arithmetic = MPMATH,
     ) -> None:
         """`levels` names the arguments that a common constant may be added to, if the formula ignores it."""
-        self.formula, self.arguments, self.levels = formula, arguments, levels
-        self.point = dict(_flatten(arguments))
+        self.formula, self.arguments, self.levels, self.arithmetic = formula, arguments, levels, arithmetic
+        self.point = dict(flatten(arguments))
         furthest = max([abs(x) for x in self.point.values()], default=0.0)
         self.digits = digits_for(furthest, range_digits)
         self.noise = noise_at(furthest, self.digits)
         self.values, self.gradient = self._evaluate(self.point)
 
-    def _evaluate(self, point: Mapping[Path, Any], *, absolute: bool = False) -> tuple[list[mpf], dict[Path, mpf]]:
-        with mpmath.workdps(self.digits):
+    def _evaluate(self, point: Mapping[Path, Any], *, absolute: bool = False) -> tuple[list[Any], dict[Path, Any]]:
+        with computing(self.arithmetic, self.digits):
             evaluation = Evaluation(self.formula, self.arguments, point)
             slopes = evaluation.derivatives(evaluation.results, absolute=absolute)
-            return [mpf(r.value) for r in evaluation.results], {path: mpf(slope) for path, slope in slopes.items()}
+            return [r.value for r in evaluation.results], {p: self.arithmetic.real(x) for p, x in slopes.items()}
 
     @functools.cached_property
-    def spread(self) -> dict[Path, mpf]:
+    def spread(self) -> dict[Path, Any]:
         """The gradient with every term of it taken absolutely, so that nothing cancels."""
         return self._evaluate(self.point, absolute=True)[1]
 
     @functools.cached_property
-    def sizes(self) -> dict[Path, mpf]:
+    def sizes(self) -> dict[Path, float]:
         """How large every argument is; a logit whose level means nothing is measured from the best of the others."""
-        sizes = {path: abs(mpf(x)) for path, x in self.point.items()}
+        sizes = {path: abs(x) for path, x in self.point.items()}
         level = [path for path in self.point if path[0] in self.levels]
-        if level and abs(sum(self.gradient[p] for p in level)) < 1e-30 * sum(self.spread[p] for p in level):
+        with computing(self.arithmetic, self.digits):
+            drift, terms = abs(sum(self.gradient[p] for p in level)), sum(self.spread[p] for p in level)
+        if level and drift < 1e-30 * terms:
             origins = sorted(self.point[p] for p in level)[:: max(1, len(level) // 16)]
-            centred = [{p: abs(mpf(self.point[p]) - origin) for p in level} for origin in origins]
+            centred = [{p: abs(self.point[p] - origin) for p in level} for origin in origins]
             sizes |= min(centred, key=lambda s: sum(x * abs(self.gradient[p]) for p, x in s.items()))
         return sizes
 
     @functools.cached_property
-    def condition(self) -> mpf:
+    def condition(self) -> Any:
         """Σ |x ∂f/∂x|: how far the value moves when every argument moves by a relative 1."""
-        return sum((x * abs(self.gradient[path]) for path, x in self.sizes.items()), mpf(0))
+        return sum(x * abs(self.gradient[path]) for path, x in self.sizes.items())
 
     @functools.cached_property
-    def gradient_condition(self) -> dict[Path, mpf]:
+    def gradient_condition(self) -> dict[Path, Any]:
         """The same for every entry of the gradient."""
-        total = dict.fromkeys(self.point, mpf(0))
+        total = dict.fromkeys(self.point, 0)
         for path, x in self.sizes.items():
             if x:
                 for p, bend in self.hessian_times({path: x}).items():
                     total[p] += abs(bend)
         return total
 
-    def hessian_times(self, direction: Mapping[Path, Any]) -> dict[Path, mpf]:
+    @functools.cached_property
+    def least_gradient_condition(self) -> dict[Path, Any]:
+        """No more than `gradient_condition`, from one product: all arguments move, each along its own derivative."""
+        along = {p: -x if self.gradient[p] < 0 else x for p, x in self.sizes.items()}
+        return {p: abs(bend) for p, bend in self.hessian_times(along).items()}
+
+    def hessian_times(self, direction: Mapping[Path, Any]) -> dict[Path, Any]:
         """The second derivative of the values' sum times a direction, by a difference of exact gradients."""
-        with mpmath.workdps(self.digits):
-            step = mpf(10) ** -(DIGITS // 2)
+        with computing(self.arithmetic, self.digits):
+            step = self.arithmetic.real(10) ** -(DIGITS // 2)
             ahead = self._evaluate({p: x + step * direction.get(p, 0) for p, x in self.point.items()})[1]
             return {path: (ahead[path] - slope) / step for path, slope in self.gradient.items()}

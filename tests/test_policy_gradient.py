@@ -37,7 +37,10 @@ from mi_align.objectives import (
     rloo_advantage,
     rloo_loss,
 )
-from tests.against_truth import REGIMES, Example, logits, worst_errors
+from tests.against_truth import worst_errors
+from tests.conformance.drawn import POLICY_GRADIENT, Arrays
+from tests.conformance.inputs import REGIMES
+from tests.oracles import ORACLES
 
 DTYPES = [np.float32, np.float64]
 both_dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.__name__)
@@ -45,55 +48,7 @@ both_dtypes = pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: d.__name__)
 # ---------------------------------------------------------------------------------------------- values and derivatives
 
 
-def _numbers(*names: str, shape: tuple[int, ...] = (), **ranges: tuple[float, float]) -> Callable[..., Example]:
-    """Arguments of one shape on a regime's scale, and hyper-parameters uniform in their ranges."""
-
-    def draw(rng: np.random.Generator, regime: float | str, dtype: type) -> Example:
-        drawn = {name: logits(rng, regime, shape, dtype) for name in names}
-        return drawn | {name: dtype(rng.uniform(*ends)) for name, ends in ranges.items()}
-
-    return draw
-
-
-CLIPS = {"clip_low": (0.1, 0.5), "clip_high": (0.1, 0.5), "ratio_cap": (2.0, 5.0)}
-
-
-def _tokens(**ranges: tuple[float, float]) -> Callable[..., Example]:
-    """Groups of two responses with three tokens; the reference is near the policy, or its penalty drowns the rest."""
-
-    def draw(rng: np.random.Generator, regime: float | str, dtype: type) -> Example:
-        drawn = _numbers("logp", "old_logp", shape=(2, 3), beta=(0.01, 0.2), **ranges)(rng, regime, dtype)
-        drawn["reference_logp"] = drawn["logp"] + logits(rng, 1.0, (2, 3), dtype)
-        return drawn | {"advantage": logits(rng, 3.0, (2,), dtype)}
-
-    return draw
-
-
-#: How each function's arguments are drawn, and what `worst_errors` has to know about it.
-DRAWN: dict[str, tuple[Callable[..., Example], dict[str, Any]]] = {
-    "kl_k1": (_numbers("logp", "reference_logp"), {}),
-    "kl_k2": (_numbers("logp", "reference_logp"), {}),
-    "kl_k3": (_numbers("logp", "reference_logp"), {}),
-    "kl_regularised_value": (_numbers("logp", "reference_logp", "reward", beta=(0.01, 2)), {}),
-    "centred_advantage": (_numbers("reward", shape=(5,)), {}),
-    "rloo_advantage": (_numbers("reward", shape=(5,)), {}),
-    # How an advantage moves with a reward that stands alone in its group is a difference that nearly cancels.
-    "group_advantage": (
-        _numbers("reward", shape=(5,), correction=(0, 1.5), eps=(1e-5, 1e-2)),
-        {"differences": {"reward"}},
-    ),
-    "reinforce_loss": (_numbers("logp", "advantage"), {}),
-    "rloo_loss": (_numbers("logp", "reward", shape=(4,)), {}),
-    "ppo_loss": (_numbers("logp", "old_logp", "advantage", **CLIPS), {}),
-    "ppo_value_loss": (_numbers("value", "old_value", "returns", clip=(0.1, 0.5)), {}),
-    "grpo_loss": (_tokens(**CLIPS), {}),
-    "dr_grpo_loss": (_tokens(**CLIPS, max_length=(4, 9)), {}),
-    "dapo_loss": (_tokens(**CLIPS), {}),
-    "bnpo_loss": (_tokens(**CLIPS), {}),
-    "gspo_loss": (_tokens(**CLIPS), {}),
-    "cispo_loss": (_tokens(ratio_cap=(2.0, 5.0)), {}),
-}
-every_function = pytest.mark.parametrize("name", DRAWN)
+every_function = pytest.mark.parametrize("name", POLICY_GRADIENT)
 
 
 def _number_of(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -107,36 +62,25 @@ def _number_of(function: Callable[..., Any]) -> Callable[..., Any]:
     return valued
 
 
-FUNCTIONS = {name: _number_of(getattr(objectives, name)) for name in DRAWN}
+FUNCTIONS = {name: _number_of(getattr(objectives, name)) for name in POLICY_GRADIENT}
 
 
-def _examples(name: str, seed: int, regime: float | str, dtype: type, number: int) -> list[Example]:
-    rng = np.random.default_rng([seed, REGIMES.index(regime)])
-    return [DRAWN[name][0](rng, regime, dtype) for _ in range(number)]
+def _drawn(name: str, rng: np.random.Generator, regime: float | str, dtype: type, number: int) -> Arrays:
+    return POLICY_GRADIENT[name][0](rng, regime, (number,), dtype)
 
 
-def _assert_exact(name: str, seed: int, dtype: type, per_regime: int) -> None:
+@both_dtypes
+@every_function
+def test_value_is_within_4_ulp_and_derivatives_within_8_of_50_digits(
+    name: str, dtype: type, rng: np.random.Generator
+) -> None:
     for regime in REGIMES:
-        examples = _examples(name, seed, regime, dtype, per_regime)
-        value, gradient = worst_errors(FUNCTIONS[name], examples, name=name, **DRAWN[name][1])
+        value, gradient = worst_errors(FUNCTIONS[name], _drawn(name, rng, regime, dtype, 8), **POLICY_GRADIENT[name][1])
         assert value.share <= 1, value.case
         assert gradient.share <= 1, gradient.case
 
 
-@both_dtypes
-@every_function
-def test_value_is_within_4_ulp_and_derivatives_within_8_of_50_digits(name: str, dtype: type, seed: int) -> None:
-    _assert_exact(name, seed, dtype, per_regime=2)
-
-
-@pytest.mark.slow
-@both_dtypes
-@every_function
-def test_thousands_of_inputs_are_as_exact(name: str, dtype: type, seed: int) -> None:
-    _assert_exact(name, seed, dtype, per_regime=200)
-
-
-def _other(name: str, **changes: Callable[[Example], Any]) -> Callable[..., Any]:
+def _other(name: str, **changes: Callable[[Arrays], Any]) -> Callable[..., Any]:
     """A function with some of its arguments changed."""
     return lambda **arguments: FUNCTIONS[name](**arguments | {key: f(arguments) for key, f in changes.items()})
 
@@ -199,15 +143,15 @@ SLIPS: dict[str, dict[str, Callable[..., Any]]] = {
 
 
 @pytest.mark.parametrize(("name", "slip"), [(name, slip) for name, slips in SLIPS.items() for slip in slips])
-def test_a_slip_in_the_formula_is_seen(name: str, slip: str, seed: int) -> None:
+def test_a_slip_in_the_formula_is_seen(name: str, slip: str, rng: np.random.Generator) -> None:
     # A ratio meets its cap in one example of eight.
-    examples = _examples(name, seed, 3.0, np.float64, 40 if name == "ppo_loss" else 4)
-    value, gradient = worst_errors(SLIPS[name][slip], examples, name=name, **DRAWN[name][1])
+    sample = _drawn(name, rng, 3.0, np.float64, 40 if name == "ppo_loss" else 4)
+    value, gradient = worst_errors(SLIPS[name][slip], sample, formula=ORACLES[name], **POLICY_GRADIENT[name][1])
     assert value.share > 1e3 or gradient.share > 1e3
 
 
 def test_every_function_has_a_slip() -> None:
-    assert set(SLIPS) == set(DRAWN)
+    assert set(SLIPS) == set(POLICY_GRADIENT)
 
 
 # ------------------------------------------------------------------------------------------------------ KL estimators

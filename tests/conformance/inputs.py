@@ -19,6 +19,8 @@ import numpy as np
 
 #: How logits are spread: standard deviation, with "ties" for many equal ones and "shifted" for a common large offset.
 REGIMES = (1e-6, 0.1, 3.0, 60.0, 1e4, "ties", "shifted")
+#: A spread without the grid: what is then off is the rounding of s⁺ − s⁻ too, and the condition number's to judge.
+RAW = "raw"
 SIZES = {"K": 5, "n": 5, "N": 4}
 
 LOGITS = {"positive", "negative", "negatives", "scores", "score"}
@@ -82,16 +84,15 @@ def draw(
     for name, axes in shapes(objective).items():
         shape = () if axes is None else (*batch, *(sizes[a] for a in axes))
         arguments[name] = _draw_one(name, rng, regime, shape, dtype)
-    if regime == "shifted":
-        offset = rng.integers(-8000, 8000, batch).astype(dtype)
-        for name in LOGITS & arguments.keys():
-            arguments[name] += offset.reshape(batch + (1,) * (arguments[name].ndim - len(batch)))
+    move = offset(rng, regime, batch, dtype)
+    for name in LOGITS & arguments.keys():
+        arguments[name] += move.reshape(batch + (1,) * (arguments[name].ndim - len(batch)))
     return arguments
 
 
 def _draw_one(name: str, rng: np.random.Generator, regime: float | str, shape: tuple[int, ...], dtype: type) -> Any:
     if name in LOGITS | LEVELS:
-        return _on_grid(rng, regime, shape, dtype)
+        return logits(rng, regime, shape, dtype)
     if name in FLAGS:
         return rng.random(shape) < 0.4
     if name == "weights":
@@ -103,14 +104,23 @@ def _draw_one(name: str, rng: np.random.Generator, regime: float | str, shape: t
     return rng.uniform(low, high, shape).astype(dtype)
 
 
-def _on_grid(rng: np.random.Generator, regime: float | str, shape: tuple[int, ...], dtype: type) -> np.ndarray:
+def logits(rng: np.random.Generator, regime: float | str, shape: tuple[int, ...], dtype: type) -> np.ndarray:
+    """Normal numbers; but for the raw ones on a grid, so that sums and differences of a few of them are exact."""
     if regime == "ties":
         return rng.choice([-2.5, 0.0, 0.625, 0.625, 40.0], shape).astype(dtype)
+    if regime == RAW:
+        spread = 10.0 ** rng.uniform(-2, 2, shape[:1] + (1,) * (len(shape) - 1))
+        return (spread * rng.normal(size=shape)).astype(dtype)
     scale = 3.0 if regime == "shifted" else float(regime)
     # |x| < 8 scale: five bits are left for sums of a few; an offset of 8,000 takes twelve more.
     bits = np.finfo(dtype).nmant - (15 if regime == "shifted" else 5)
     grid = 2.0 ** (np.ceil(np.log2(scale)) - bits)
     return (np.round(scale * np.clip(rng.normal(size=shape), -4, 4) / grid) * grid).astype(dtype)
+
+
+def offset(rng: np.random.Generator, regime: float | str, batch: tuple[int, ...], dtype: type) -> np.ndarray:
+    """What all of an example's logits have in common: large numbers if "shifted", otherwise nothing."""
+    return rng.integers(-8000, 8000, batch).astype(dtype) if regime == "shifted" else np.zeros(batch, dtype)
 
 
 def examples(objective: Callable[..., Any], arguments: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

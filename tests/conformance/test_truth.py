@@ -8,7 +8,7 @@ import pytest
 import mi_align.objectives as objectives
 from tests.conformance import inputs
 from tests.conformance.cases import LISTS, NAMES, case
-from tests.conformance.compare import by_path, compare_gradients, compare_values
+from tests.conformance.compare import SORTED, by_path, compare_gradients, compare_values
 from tests.oracles import ORACLES
 from tests.precise import Truth
 
@@ -50,10 +50,16 @@ def test_an_error_of_one_part_in_a_trillion_is_seen(name: str) -> None:
     assert not any(g.any() for g in wrong.values()) or compare_gradients(c, wrong).share > 1
 
 
+def _has_ties(truth: Truth) -> bool:
+    return any(len(set(sample)) < len(sample) for sample in truth.arguments.values() if isinstance(sample, list))
+
+
 @every_objective
 def test_hessian_vector_products_are_those_of_the_formula(name: str) -> None:
     c = case(name)
     for row, truth in enumerate(c.truths):
+        if name in SORTED and _has_ties(truth):
+            continue  # a kink: which of the equal entries comes first depends on the direction
         direction, bends = by_path(c, c.directions, row), by_path(c, c.result[2], row)
         expected = truth.hessian_times(direction)
         largest = max(abs(expected[p]) for p in direction)  # beyond 1e20: a kink's, or an overflow
