@@ -66,16 +66,22 @@ def draw(key: PRNGKeyArray) -> Inputs:
     }
 
 
+def _exactly(x: Inputs) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """`second` and `t`, to be computed with in float64: biases are differences of nearly equal numbers."""
+    return x["second"].astype(float), x["t"].astype(float)
+
+
 def log_partition(x: Inputs) -> Float[Array, ""]:
     """log Z = log E e^T."""
-    return jnp.log1p(x["second"] * jnp.expm1(x["t"]))
+    second, t = _exactly(x)
+    return jnp.log1p(second * jnp.expm1(t))
 
 
 def moments(x: Inputs) -> Moments:
     """What the batches' expectations are made of for large n."""
-    law = jnp.stack([1 - x["second"], x["second"]])
-    w = jnp.stack([jnp.zeros_like(x["t"]), x["t"]]) - log_partition(x)
-    w = jnp.exp(w)
+    second, t = _exactly(x)
+    law = jnp.stack([1 - second, second])
+    w = jnp.exp(jnp.stack([jnp.zeros_like(t), t]) - log_partition(x))
     u = w.at[0].set(0)
     slope = law @ u
     return Moments(
@@ -95,7 +101,8 @@ def batches(x: Inputs, sizes: tuple[float, ...]) -> Batches:
     there = shares > 0
     weights = np.log(np.where(there, shares * there.sum(axis=-1, keepdims=True), 1))
     log_ways = np.asarray([[_log_choose(int(n), int(c)) for c in count] for n in sizes])
-    log_chance = count * jnp.log(x["second"]) + np.maximum(size - count, 0) * jnp.log1p(-x["second"])
+    second, _ = _exactly(x)
+    log_chance = count * jnp.log(second) + np.maximum(size - count, 0) * jnp.log1p(-second)
     return Batches(jnp.asarray(weights), jnp.asarray(there), jnp.exp(log_chance + log_ways))
 
 

@@ -118,7 +118,7 @@ def _overview(results: Results) -> str:
 def _language_model(results: Results) -> str:
     learner, plan, counts = results.learner, results.plan, results.learner.counts
     text = paragraph(
-        f"A decoder of {plan.layers} layers and {learner.parameters:,} parameters, its tokens bytes, learnt the chosen "
+        f"A decoder with {learner.parameters:,} parameters, layers: {plan.layers}, its tokens bytes, learnt the chosen "
         f"responses of {counts.preferences:,} preferences ({results.inputs.source}) in {plan.supervised_steps} steps; "
         f"its loss went from {learner.losses[0]:.2f} to {learner.losses[-1]:.2f} nats a token. Each claim compares two "
         f"formulas on a batch of {plan.certificate_prompts} prompts with {plan.certificate_negatives} rejected "

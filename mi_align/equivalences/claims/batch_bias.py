@@ -64,7 +64,7 @@ CLAIMS: tuple[Claim, ...] = (
         twin=lambda x: 2 * finite.dv(x) - _expected_bound(x, 3),
         slip="the bias with the other sign",
         source="derived here (Jensen); all 81 batches of one joint and three marginal letters enumerated",
-        samples=20_000,
+        samples=4000,
     ),
     Claim(
         id="10b",
@@ -93,7 +93,7 @@ CLAIMS: tuple[Claim, ...] = (
         twin=lambda x: _expected_bound(x, 4),
         slip="four marginal letters in the place of two",
         source="derived here: a batch of n + 1 is the mean of its n + 1 parts of n; n = 2 enumerated",
-        samples=20_000,
+        samples=4000,
     ),
     Claim(
         id="11a",

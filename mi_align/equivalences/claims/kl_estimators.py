@@ -139,7 +139,7 @@ CLAIMS: tuple[Claim, ...] = (
         r" \tfrac{\mu^2}{2}; \qquad \mathrm{Var}\,k_{1,2,3} = \mu^2,\; \tfrac{\mu^4}{2} + \tfrac{\mu^6}{4},\;"
         r" e^{\mu^2} - 1 - \mu^2",
         kind=Kind.EXACT,
-        draw=lambda key: {"mu": between(-1.5, 1.5, jax.random.normal(key))},
+        draw=lambda key: {"mu": between(-1.25, 1.25, jax.random.normal(key))},
         left=_gaussian_moments,
         right=_closed_moments,
         twin=lambda x: _closed_moments(x, _OFF),
