@@ -11,7 +11,7 @@ from mi_align.equivalences import Kind, certify
 from mi_align.equivalences.ledger import LEDGER, join, select
 from mi_align.equivalences.page import formula
 
-SAMPLES = 256
+SAMPLES = 1024
 
 
 def test_every_number_of_the_theory_has_a_claim():

@@ -13,21 +13,21 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PRNGKeyArray
+from jaxtyping import Array, Float, PRNGKeyArray
 
 from mi_align import checks
-from mi_align.equivalences import compare
+from mi_align.equivalences import compare, splitmix
 from mi_align.equivalences.certificate import DTYPES, Certificate, tolerance_of
 from mi_align.equivalences.claim import Claim, Inputs, Kind
 
 __all__ = ["certify", "certify_all"]
 
-_CHUNK = 8192
+_CHUNK = 4096  # what is computed of as many samples stays in a core's cache
 _ACCELERATOR_CHUNK = 131_072  # a launch costs more than the arithmetic of fewer samples
 
 
@@ -122,14 +122,27 @@ def _try_together(claims: Sequence[Claim], samples: int, dtype: str, seed: int) 
     return trials
 
 
+class _Seen(NamedTuple):
+    """What was seen of a claim: its worst error and its twin's, and the sample that was worst for the claim."""
+
+    error: Float[Array | np.ndarray, ""]
+    twin_error: Float[Array | np.ndarray, ""]
+    worst: Inputs
+
+    @classmethod
+    def nothing(cls, inputs: Inputs) -> _Seen:
+        """Before the first chunk, whose shapes the worst sample will have."""
+        return cls(np.array(-np.inf), np.array(-np.inf), jax.tree.map(lambda x: np.zeros(x.shape[1:], x.dtype), inputs))
+
+
 class _Trial:
     """A claim, and what was seen of it so far."""
 
     def __init__(self, claim: Claim, total: int, dtype: str) -> None:
         self.claim, self.total, self.dtype = claim, total, dtype
-        self.error, self.twin_error, self.seconds = -math.inf, -math.inf, 0.0
-        self.worst: Inputs = None
-        self.sums: Sequence[np.ndarray] = ()
+        self.seen: _Seen | None = None
+        self.sums: list[np.ndarray] = []
+        self.seconds = 0.0
         self.failure: Exception | None = None
         self._look = jax.jit(
             functools.partial(_look, claim), compiler_options=_compiler_options(is_brief=1 < total <= _CHUNK)
@@ -139,21 +152,21 @@ class _Trial:
         """Take a chunk of inputs into account, of which the first `real` count."""
         start = time.perf_counter()
         try:
-            error, twin_error, worst, sums = jax.device_get(self._look(inputs, real))
+            seen = self.seen or _Seen.nothing(inputs)
+            self.seen, sums = jax.block_until_ready(self._look(seen, inputs, real))
         except Exception as failure:  # a claim's own code, which may raise anything
             self.failure = failure
             return
-        if error > self.error:
-            self.error, self.worst = float(error), worst
-        self.twin_error = max(self.twin_error, float(twin_error))
-        self.sums = [a + b for a, b in zip(self.sums, sums, strict=True)] if self.sums else sums
+        chunk = [np.asarray(x) for x in sums]
+        self.sums = [a + b for a, b in zip(self.sums, chunk, strict=True)] if self.sums else chunk
         self.seconds += time.perf_counter() - start
 
     def certificate(self) -> Certificate:
         """What came of it."""
         claim, limit = self.claim, tolerance_of(self.claim, self.dtype)
+        seen = jax.device_get(self.seen or _Seen.nothing(()))
         names = ("id", "title", "statement", "slip", "source", "why", "figure")
-        error, twin_error = (math.inf, math.nan) if self.failure else _errors(claim, self)
+        error, twin_error = (math.inf, math.nan) if self.failure else _errors(claim, seen, self.sums)
         judged = self.dtype == "float64" and not self.failure
         return Certificate(
             **{name: getattr(claim, name) for name in names},
@@ -166,20 +179,20 @@ class _Trial:
             holds=error <= limit,
             twin_error=twin_error,
             twin_fails=twin_error > limit if judged else None,
-            worst=f"{type(self.failure).__name__}: {self.failure}" if self.failure else self.worst,
+            worst=f"{type(self.failure).__name__}: {self.failure}" if self.failure else seen.worst,
             seconds=self.seconds,
             device=jax.devices()[0].device_kind,
         )
 
 
-def _errors(claim: Claim, seen: _Trial) -> tuple[float, float]:
+def _errors(claim: Claim, seen: _Seen, sums: Sequence[np.ndarray]) -> tuple[float, float]:
     """The claim's and its twin's error in the measure of the claim's kind."""
     if claim.kind is Kind.ASYMPTOTIC:
-        left, right, twin = seen.sums
+        left, right, twin = sums
         return compare.slope_gap(claim.grid, left, right), compare.slope_gap(claim.grid, left, twin)
     if claim.kind is Kind.MONTE_CARLO:
-        return compare.standard_errors(seen.sums[0]), compare.standard_errors(seen.sums[1])
-    return seen.error, seen.twin_error
+        return compare.standard_errors(sums[0]), compare.standard_errors(sums[1])
+    return float(seen.error), float(seen.twin_error)
 
 
 def _compiler_options(*, is_brief: bool) -> dict[str, Any] | None:
@@ -195,6 +208,7 @@ def _compiler_options(*, is_brief: bool) -> dict[str, Any] | None:
         "xla_cpu_use_fusion_emitters": False,
         "xla_cpu_experimental_ynn_fusion_type": "",
         "xla_cpu_parallel_codegen_split_count": 1,
+        "xla_cpu_multi_thread_eigen": False,  # the cores have other claims to certify
     }
     return {name: value for name, value in options.items() if _is_known(name, value)}
 
@@ -214,22 +228,21 @@ def _drawer(draw: Callable[[PRNGKeyArray], Inputs], dtype: str, chunk: int) -> C
     """(seed, number of the first sample) -> a chunk of samples."""
 
     def samples(seed: Array, first: Array) -> Inputs:
-        number = first + jnp.arange(chunk)
-        words = jnp.stack([jnp.full(chunk, seed, jnp.uint32), number.astype(jnp.uint32)], axis=-1)
-        keys = jax.random.wrap_key_data(words, impl="threefry2x32")  # a key a sample, without hashing
-        return jax.vmap(lambda key: _cast(draw(key), dtype))(keys)
+        return jax.vmap(lambda key: _cast(draw(key), dtype))(splitmix.sample_keys(seed, first, chunk))
 
     return jax.jit(samples, compiler_options=_compiler_options(is_brief=chunk < _CHUNK))
 
 
-def _look(claim: Claim, inputs: Inputs, real: Array) -> tuple[Array, Array, Inputs, tuple[Array, ...]]:
-    """Both errors of the worst sample of a chunk, of which the first `real` count; that sample; the chunk's sums."""
+def _look(claim: Claim, seen: _Seen, inputs: Inputs, real: Array) -> tuple[_Seen, tuple[Array, ...]]:
+    """What is seen after a chunk of inputs, of which the first `real` count; and the chunk's sums."""
     left, right, twin, error, twin_error = jax.vmap(functools.partial(compare.sides, claim))(inputs)
     is_real = jnp.arange(len(error)) < real
     error, twin_error = (jnp.where(is_real, e, -jnp.inf) for e in (error, twin_error))
     index = jnp.argmax(error)
-    worst = jax.tree.map(lambda x: x[index], inputs)
-    return error[index], jnp.max(twin_error), worst, compare.sums(claim.kind, left, right, twin, is_real)
+    is_worse = error[index] > seen.error
+    worst = jax.tree.map(lambda x, old: jnp.where(is_worse, x[index], old), inputs, seen.worst)
+    now = _Seen(jnp.maximum(error[index], seen.error), jnp.maximum(jnp.max(twin_error), seen.twin_error), worst)
+    return now, compare.sums(claim.kind, left, right, twin, is_real)
 
 
 def _cast(inputs: Inputs, dtype: str) -> Inputs:

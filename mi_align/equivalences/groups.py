@@ -124,9 +124,16 @@ def between(low: float | Array, high: float | Array, noise: Float[Array, "*shape
 
 
 def normals(key: PRNGKeyArray, **shapes: tuple[int, ...]) -> dict[str, Float[Array, "..."]]:
-    """Standard normal arrays by name, all from one call: each call of a generator is dear to compile."""
+    """Nearly normal arrays by name, of mean 0, variance 1 and below 3.5, all from one call: a call is dear to compile.
+
+    A number is the sum of four uniform ones, the quarters of one random word; that costs a tenth of what the inverse of
+    the normal law does. The word's own value fills the digits that the sum leaves empty.
+    """
     ends = np.cumsum([math.prod(shape) for shape in shapes.values()])
-    parts = jnp.split(jax.random.normal(key, (int(ends[-1]),)), ends[:-1])
+    words = jax.random.bits(key, (int(ends[-1]),), jnp.uint64)
+    quarters = sum(((words >> 16 * i) & 0xFFFF).astype(jnp.int32) for i in range(4))
+    rest = words.astype(jnp.int64).astype(float) * 2.0**-64
+    parts = jnp.split(math.sqrt(3) * 2.0**-16 * (quarters - 2 * 0xFFFF + rest), ends[:-1])
     return {name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
 
 

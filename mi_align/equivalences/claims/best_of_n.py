@@ -82,6 +82,7 @@ CLAIMS: tuple[Claim, ...] = (
         twin=lambda x: chance_of_any(success_gradient(x)[0], _GROUP + TRIES - 1),
         slip="n + k − 1 tries instead of nk",
         source="derived here, by enumeration of all groups of three",
+        samples=250_000,
     ),
     Claim(
         id="51b",
@@ -94,7 +95,7 @@ CLAIMS: tuple[Claim, ...] = (
         twin=lambda x: _best_of(x, _GROUP + 1),
         slip="one response more",
         source="Beirami et al. 2024 (arXiv 2401.01879), lemma 1; enumerated here",
-        samples=200_000,
+        samples=50_000,
     ),
     Claim(
         id="51c",

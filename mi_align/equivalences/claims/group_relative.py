@@ -186,7 +186,7 @@ CLAIMS: tuple[Claim, ...] = (
         twin=lambda x: _rescaled(x, _spread),
         slip="the limit of large groups taken for a group of three",
         source="derived here, by enumeration of all groups of three",
-        samples=100_000,
+        samples=50_000,
     ),
     Claim(
         id="36e",

@@ -88,6 +88,7 @@ CLAIMS: tuple[Claim, ...] = (
         twin=_over_deviation,
         slip="divided by √(p(1 − p)), as in the limit of large groups",
         source=f"{_TWO}; enumerated here",
+        samples=250_000,
     ),
     Claim(
         id="37c",

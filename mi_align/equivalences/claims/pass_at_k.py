@@ -184,6 +184,7 @@ CLAIMS: tuple[Claim, ...] = (
         twin=lambda x: _failures(x, TRIES + 1),
         slip="k + 1 tries instead of k",
         source="derived here",
+        samples=250_000,
     ),
     Claim(
         id="42b",

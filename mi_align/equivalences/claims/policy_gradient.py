@@ -187,6 +187,7 @@ CLAIMS: tuple[Claim, ...] = (
         twin=lambda x: (_GROUP - 1) / _GROUP * _value_gradient(x),
         slip="shrunk by (K − 1)/K, as a baseline that includes the response itself would",
         source="Kool et al. 2019; enumerated here",
+        samples=250_000,
     ),
     Claim(
         id="38d",
@@ -200,6 +201,7 @@ CLAIMS: tuple[Claim, ...] = (
         twin=_value_gradient,
         slip="the baseline taken to leave the gradient unbiased",
         source="derived here, by enumeration of all groups of three",
+        samples=250_000,
     ),
     Claim(
         id="38e",

@@ -81,7 +81,7 @@ CLAIMS: tuple[Claim, ...] = (
         twin=lambda x: jnp.append(_optimum({**x, "reward": x["reward"] * (1 + 1e-6)}), 0.0),
         slip="rewards one part in a million larger",
         source=f"{_RAFAILOV}; enumerated here",
-        samples=2_000,
+        samples=1000,
     ),
     Claim(
         id="49b",

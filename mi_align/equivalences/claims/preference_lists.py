@@ -161,7 +161,7 @@ CLAIMS: tuple[Claim, ...] = (
         twin=lambda x: jnp.full_like(x["s"][0], 1 + 1e-6),
         slip="1 + 1e-6",
         source="Plackett 1975; enumerated here",
-        samples=100_000,
+        samples=50_000,
     ),
     Claim(
         id="17e",

@@ -244,6 +244,6 @@ CLAIMS: tuple[Claim, ...] = (
         twin=lambda x: (1 - x["p"]) ** _GROUP,
         slip="groups that are right throughout forgotten",
         source="derived here, by enumeration of all groups of five",
-        samples=200_000,
+        samples=100_000,
     ),
 )
