@@ -146,17 +146,18 @@ def test_the_generators_are_least_where_scipy_finds_them() -> None:
 
 def test_the_information_that_a_prior_leaves_is_the_entropies_difference() -> None:
     x, left, right = sides("29d", seed=1)
-    policy = special.softmax(x["policy"], axis=1)
-    information = special.entr(x["prompt"] @ policy).sum() - x["prompt"] @ special.entr(policy).sum(1)
+    prompt, policy = special.softmax(x["prompt"]), special.softmax(x["policy"], axis=1)
+    information = special.entr(prompt @ policy).sum() - prompt @ special.entr(policy).sum(1)
     np.testing.assert_allclose([left, right], [information] * 2, rtol=0, atol=1e-9)
 
 
 def test_the_learned_prior_is_the_best_that_scipy_finds() -> None:
     x, left, _ = sides("29e", seed=1)
+    prompt = special.softmax(x["prompt"])
 
     def negative_value(logits: np.ndarray) -> float:
         normaliser = special.logsumexp(special.log_softmax(logits) + x["reward"] / x["beta"], axis=1)
-        return -float(x["beta"] * (x["prompt"] @ normaliser))
+        return -float(x["beta"] * (prompt @ normaliser))
 
     starts = np.random.default_rng(0).normal(size=(5, 4))
     best = min(optimize.minimize(negative_value, start, method="BFGS").fun for start in starts)

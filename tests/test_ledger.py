@@ -11,7 +11,7 @@ from mi_align.equivalences import Kind, certify
 from mi_align.equivalences.ledger import LEDGER, join, select
 from mi_align.equivalences.page import formula
 
-SAMPLES = 1024
+SAMPLES = 256
 
 
 def test_every_number_of_the_theory_has_a_claim():
@@ -35,7 +35,7 @@ def test_a_claim_is_well_formed(identifier: str):
 @pytest.mark.parametrize("identifier", LEDGER)
 def test_a_claim_holds_and_its_twin_fails(identifier: str):
     claim = LEDGER[identifier]
-    few = claim.kind is not Kind.MONTE_CARLO
+    few = claim.kind not in (Kind.MONTE_CARLO, Kind.INEQUALITY)  # which a twin need not break on every sample
     with jax.numpy_rank_promotion("allow"):
         certificate = certify(claim, samples=SAMPLES if few else 20_000)
     assert certificate.holds, (certificate.error, certificate.tolerance, certificate.worst)

@@ -70,13 +70,13 @@ def certify_all(
       samples: inputs a claim, unless the claim says fewer.
       dtype: in what inputs are given: one of `DTYPES`.
       seed: of all random inputs; what a claim sees does not depend on which others are certified.
-      workers: threads; by default one a core, at most 8.
+      workers: threads; by default two a core, at most 16, for one of the two often waits for Python's lock.
 
     Raises:
       ValueError: no such dtype, or fewer than one sample.
     """
     _check(samples, dtype)
-    pool = concurrent.futures.ThreadPoolExecutor(workers or min(os.cpu_count() or 1, 8))
+    pool = concurrent.futures.ThreadPoolExecutor(workers or min(2 * (os.cpu_count() or 1), 16))
     try:
         waiting = [pool.submit(_try_together, group, samples, dtype, seed) for group in _groups(claims)]
         for done in concurrent.futures.as_completed(waiting):

@@ -31,9 +31,10 @@ def _judged(key: PRNGKeyArray) -> Inputs:
 
 
 def _any_of_group(x: Inputs) -> Array:
-    """The chance that a verifier finds a right answer in a group, by enumerating the groups."""
-    found = jnp.max(all_groups(_RESPONSES, _GROUP) @ x["right"].astype(x["logits"].dtype), axis=-1)
-    return group_chances(jax.nn.log_softmax(x["logits"]), _GROUP) @ found
+    """The chance that a verifier finds a right answer in a group, by enumerating the groups; in float64, as it can be
+    nearer to 1 than float32 is able to say."""
+    found = jnp.max(all_groups(_RESPONSES, _GROUP) @ x["right"].astype(float), axis=-1)
+    return group_chances(jax.nn.log_softmax(x["logits"].astype(float)), _GROUP) @ found
 
 
 def _best_by_enumeration(x: Inputs) -> Array:

@@ -72,17 +72,22 @@ def _log_candidates(x: Inputs, factor: float = 1.0) -> Array:
 
 
 def _joint_law(key: PRNGKeyArray) -> Inputs:
-    """A law of (x, y) on 2 × 2, a critic that is the best one or off, the baseline of each y, and α from 0 to 1."""
+    """Logits of a law of (x, y) on 2 × 2, a critic that is the best or is off, each y's baseline, and α from 0 to 1."""
     x = normals(key, joint=(2, 2), error=(2, 2), baseline=(2,), apart=(3,))
     apart = finite.or_zero(x["apart"])
-    joint = jax.nn.softmax(1.5 * x["joint"].ravel()).reshape(2, 2)
+    joint = _law({"joint": 1.5 * x["joint"]})
     best = jnp.log(joint) - jnp.log(_independent(joint))
     return {
-        "joint": joint,
+        "joint": 1.5 * x["joint"],
         "critic": best + apart[0] ** 2 * between(-4, 4, x["error"]),
         "log_baseline": apart[1] * x["baseline"],
         "alpha": apart[2],
     }
+
+
+def _law(x: Inputs) -> Array:
+    """The law of (x, y)."""
+    return jax.nn.softmax(x["joint"], axis=(0, 1))
 
 
 def _independent(joint: Array) -> Array:
@@ -95,7 +100,7 @@ def _expected_interpolated(x: Inputs) -> Array:
     pairs = jnp.asarray(all_groups(4, 3), x["joint"].dtype).reshape(-1, 3, 2, 2)
     x_is, y_is = jnp.sum(pairs, axis=-1), jnp.sum(pairs, axis=-2)
     scores = jnp.einsum("biy,xy,bjx->bij", y_is, x["critic"], x_is)
-    chance = group_chances(jnp.log(x["joint"]).ravel(), 3)
+    chance = group_chances(jnp.log(_law(x)).ravel(), 3)
     bound = functools.partial(interpolated_bound, alpha=x["alpha"])
     return chance @ jax.vmap(lambda s, c: bound(s, log_baseline=c))(scores, y_is @ x["log_baseline"])
 
@@ -195,8 +200,8 @@ CLAIMS: tuple[Claim, ...] = (
         kind=Kind.INEQUALITY,
         draw=_joint_law,
         left=_expected_interpolated,
-        right=lambda x: kullback_leibler(x["joint"], _independent(x["joint"])),
-        twin=lambda x: 0.99 * kullback_leibler(x["joint"], _independent(x["joint"])),
+        right=lambda x: kullback_leibler(_law(x), _independent(_law(x))),
+        twin=lambda x: 0.99 * kullback_leibler(_law(x), _independent(_law(x))),
         slip="a hundredth less information",
         source=f"{_INTERPOLATED}; all 64 batches of three pairs enumerated",
         samples=5000,

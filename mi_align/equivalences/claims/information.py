@@ -22,12 +22,12 @@ _ORDERS = np.asarray(list(itertools.permutations(range(_STATES))))
 
 
 def _chain(key: PRNGKeyArray) -> Inputs:
-    """X → Y → Z: logits of the joint law of X and Y, the channel from Y to Z, and two relabellings."""
+    """X → Y → Z: logits of the joint law of X and Y and of the channel from Y to Z, and two relabellings."""
     x = normals(key, joint=(_STATES, _STATES), channel=(_STATES, _STATES), orders=(2,))
     order = between(0, len(_ORDERS), x["orders"]).astype(int)
     return {
         "joint": 2 * x["joint"],
-        "channel": jax.nn.softmax(2 * x["channel"], axis=-1),
+        "channel": 2 * x["channel"],
         "orders": jnp.asarray(_ORDERS)[order],
     }
 
@@ -40,6 +40,11 @@ def _gaussian_sample(key: PRNGKeyArray) -> Inputs:
 def _joint(x: Inputs) -> Array:
     """The law of X and Y."""
     return jax.nn.softmax(x["joint"], axis=(0, 1))
+
+
+def _channel(x: Inputs) -> Array:
+    """The law of Z for every y."""
+    return jax.nn.softmax(x["channel"], axis=-1)
 
 
 def _optimal_bound(joint: Array, marginal: Array) -> Array:
@@ -128,9 +133,9 @@ CLAIMS: tuple[Claim, ...] = (
         statement=r"X \to Y \to Z \;\Rightarrow\; I(X; Z) \le I(X; Y)",
         kind=Kind.INEQUALITY,
         draw=_chain,
-        left=lambda x: _bound_of(_joint(x) @ x["channel"]),
+        left=lambda x: _bound_of(_joint(x) @ _channel(x)),
         right=lambda x: _bound_of(_joint(x)),
-        twin=lambda x: _bound_of(_joint(x) @ x["channel"] @ x["channel"]),
+        twin=lambda x: _bound_of(_joint(x) @ _channel(x) @ _channel(x)),
         slip="Y sent through the channel twice",
         source="Cover & Thomas, Elements of Information Theory, theorem 2.8.1",
     ),

@@ -32,15 +32,19 @@ def _mi_dpo(x: Inputs, log_prior: Array) -> Array:
 
 
 def _prompts(key: PRNGKeyArray) -> Inputs:
-    """A law of prompts, a policy and a reward for each, a prior over responses, and β."""
+    """Logits of a law of prompts, of a policy for each and of a prior over responses; rewards, and β."""
     rows = jax.random.normal(key, (_PROMPTS + 1, 2 * _RESPONSES))
     return {
-        "prompt": jax.nn.softmax(rows[-1, :_PROMPTS]),
+        "prompt": rows[-1, :_PROMPTS],
         "policy": rows[:-1, :_RESPONSES],
         "reward": rows[:-1, _RESPONSES:],
         "prior": rows[-1, _RESPONSES:],
         "beta": 0.3 + jax.random.uniform(jax.random.fold_in(key, 1)),
     }
+
+
+def _law_of_prompts(x: Inputs) -> Array:
+    return jax.nn.softmax(x["prompt"])
 
 
 def _logs(x: Inputs) -> tuple[Array, Array]:
@@ -52,14 +56,14 @@ def _logs(x: Inputs) -> tuple[Array, Array]:
 def _mean_divergence(x: Inputs) -> Array:
     """E_x KL(π(·|x) ‖ ζ), each an exact mean of k1 over the policy's own responses."""
     log_policy, log_prior = _logs(x)
-    return x["prompt"] @ jnp.sum(jnp.exp(log_policy) * kl_k1(log_policy, log_prior), axis=-1)
+    return _law_of_prompts(x) @ jnp.sum(jnp.exp(log_policy) * kl_k1(log_policy, log_prior), axis=-1)
 
 
 def _information(x: Inputs) -> tuple[Array, Array]:
     """I(X; Y) as H(Y) − H(Y|X), and KL(π̄ ‖ ζ)."""
     policy = jnp.exp(_logs(x)[0])
-    marginal = x["prompt"] @ policy
-    conditional = -x["prompt"] @ jnp.sum(policy * jnp.log(policy), axis=-1)
+    marginal = _law_of_prompts(x) @ policy
+    conditional = -_law_of_prompts(x) @ jnp.sum(policy * jnp.log(policy), axis=-1)
     entropy = -jnp.sum(marginal * jnp.log(marginal))
     prior = jnp.exp(x["prior"]) / jnp.sum(jnp.exp(x["prior"]))
     return entropy - conditional, jnp.sum(marginal * jnp.log(marginal / prior))
@@ -67,7 +71,7 @@ def _information(x: Inputs) -> tuple[Array, Array]:
 
 def _with_marginal(x: Inputs) -> Inputs:
     """The same with the prior at the policy's marginal."""
-    return {**x, "prior": jnp.log(x["prompt"] @ jnp.exp(_logs(x)[0]))}
+    return {**x, "prior": jnp.log(_law_of_prompts(x) @ jnp.exp(_logs(x)[0]))}
 
 
 def _tilted(x: Inputs, log_prior: Array) -> tuple[Array, Array]:
@@ -89,7 +93,7 @@ def _blahut_arimoto(x: Inputs) -> Array:
     """log ζ after alternating between the best policy for a prior and the best prior for a policy."""
 
     def alternate(_: int, log_prior: Array) -> Array:
-        return jax.nn.logsumexp(_tilted(x, log_prior)[0], axis=0, b=x["prompt"][:, None])
+        return jax.nn.logsumexp(_tilted(x, log_prior)[0], axis=0, b=_law_of_prompts(x)[:, None])
 
     return jax.lax.fori_loop(0, _ITERATIONS, alternate, jax.nn.log_softmax(x["prior"]))
 
@@ -100,14 +104,14 @@ def _best_value(x: Inputs) -> Array:
     log_policy, _ = _tilted(x, log_prior)
     log_reference = jnp.broadcast_to(log_prior, log_policy.shape)
     value = kl_regularised_value(log_policy, log_reference, x["reward"], beta=x["beta"])
-    return x["prompt"] @ jnp.sum(jnp.exp(log_policy) * value, axis=-1)
+    return _law_of_prompts(x) @ jnp.sum(jnp.exp(log_policy) * value, axis=-1)
 
 
 def _ceiling(x: Inputs, log_prior: Array, slack: float = 1.0) -> Array:
     """E_x β log Z_x(ζ) + β log max_y E_x[e^{r/β} / Z_x(ζ)]: no prior does better, whatever ζ this is computed at."""
     _, log_normaliser = _tilted(x, log_prior)
-    gain = jnp.max(x["prompt"] @ jnp.exp(x["reward"] / x["beta"] - log_normaliser))
-    return x["beta"] * (x["prompt"] @ log_normaliser[:, 0] + slack * jnp.log(gain))
+    gain = jnp.max(_law_of_prompts(x) @ jnp.exp(x["reward"] / x["beta"] - log_normaliser))
+    return x["beta"] * (_law_of_prompts(x) @ log_normaliser[:, 0] + slack * jnp.log(gain))
 
 
 def _log_ratios(key: PRNGKeyArray) -> Inputs:

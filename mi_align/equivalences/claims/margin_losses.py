@@ -27,13 +27,10 @@ def _margins(key: PRNGKeyArray) -> Inputs:
 
 
 def _features(key: PRNGKeyArray) -> Inputs:
-    """A linear critic that scores both responses alike: its parameters, less their part along φ⁺ − φ⁻."""
+    """Features of both responses, a linear critic's parameters, and what some losses want of a margin."""
     x = normals(key, positive=(3,), negative=(3,), parameters=(3,), margin=(), target=())
-    apart = x["positive"] - x["negative"]
-    level = x["parameters"] - apart * (apart @ x["parameters"]) / (apart @ apart)
     return {
         **x,
-        "parameters": level,
         "margin": between(0.2, 3.0, x["margin"]),
         "target": between(0.2, 3.0, x["target"]),
     }
@@ -59,13 +56,15 @@ def _curves(u: Array, x: Inputs) -> Array:
 
 
 def _scaled_gradients(x: Inputs) -> Array:
-    """Each loss's gradient in the critic's parameters, over its own −f′(0)."""
+    """Each loss's gradient, over its own −f′(0), in a critic's parameters without their part along φ⁺ − φ⁻."""
+    apart = x["positive"] - x["negative"]
+    level = x["parameters"] - apart * (apart @ x["parameters"]) / (apart @ apart)
 
     def losses(parameters: Array) -> Array:
         return jnp.stack(_family(parameters @ x["positive"], parameters @ x["negative"], x))
 
     steepness = jnp.stack([*jnp.array([0.5, 1.0, 0.25, 1.0]), 2 * x["margin"], 2 * x["target"]])
-    return jax.jacrev(losses)(x["parameters"]) / steepness[:, None]
+    return jax.jacrev(losses)(level) / steepness[:, None]
 
 
 def _common_gradient(x: Inputs) -> Array:

@@ -102,7 +102,8 @@ def _fitting_reference(x: Inputs) -> Array:
 
 def _fitting_policy(x: Inputs) -> Array:
     """MIO of π = π_ref (p/m)^{1/β} for such a reference, and what that policy adds up to."""
-    reference = jax.lax.stop_gradient(_fitting_reference(x))
+    x = {name: value.astype(float) for name, value in x.items()}  # for (p/m)^{1/β}, which can exceed float32's range
+    reference = _fitting_reference(x)
     log_policy = jnp.log(reference) + Laws.of(x).level / x["beta"]
     loss = _mio_of_policy(log_policy, jnp.log(reference), x, x["beta"])
     return jnp.stack([loss, jnp.sum(jnp.exp(log_policy))])
