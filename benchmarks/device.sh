@@ -10,5 +10,5 @@ export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
 python=${PYTHON:-python3}
 
 "$python" -c 'import jax; print(*jax.devices())'
-"$python" -m pytest -q -p no:cacheprovider tests/conformance/test_objectives.py
+"$python" -m pytest -q -p no:cacheprovider tests/conformance/test_truth.py
 "$python" benchmarks/objectives.py --sizes 1e4 1e6 1e7 1e8 --write ${1:+--output "$1"}

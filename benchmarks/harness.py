@@ -25,7 +25,12 @@ RESULTS = Path(__file__).parent / "results"
 
 #: glibc gives large freed blocks back to the system, and every fresh output then costs page faults: a copy of 40 MB
 #: took 18 ms instead of 2. These keep the blocks, for every candidate alike: arithmetic and memory are what is timed.
-KEEP_MEMORY = {"MALLOC_MMAP_THRESHOLD_": str(8 << 30), "MALLOC_TRIM_THRESHOLD_": str(16 << 30)}
+KEEP_MEMORY = {
+    "MALLOC_ARENA_MAX": "1",
+    "MALLOC_MMAP_THRESHOLD_": str(8 << 30),
+    "MALLOC_TOP_PAD_": str(1 << 30),
+    "MALLOC_TRIM_THRESHOLD_": str(16 << 30),
+}
 
 
 def keep_freed_memory() -> None:

@@ -123,9 +123,11 @@ CASES = (
         {
             "optax": lambda s, t: optax.losses.sigmoid_binary_cross_entropy(s - t, jnp.ones_like(s)),
             **_with_rax(
-                rax=lambda s, t: _rax().pairwise_logistic_loss(
-                    jnp.stack([s, t], -1), _first(jnp.stack([s, t], -1)), reduce_fn=None
-                )
+                rax=lambda s, t: (
+                    _rax()
+                    .pairwise_logistic_loss(jnp.stack([s, t], -1), _first(jnp.stack([s, t], -1)), reduce_fn=None)
+                    .sum(-1)
+                )  # of all ordered pairs, of which one counts
             ),
         },
     ),

@@ -46,6 +46,7 @@ class Reproduce:
         from mi_align.equivalences.ledger import LEDGER
 
         start = time.perf_counter()
+        self.output.mkdir(parents=True, exist_ok=True)  # fails now, not after minutes of work
         console = Console(highlight=False, soft_wrap=True)
         plan = reproduction.QUICK if self.quick else reproduction.FULL
         plan = plan if self.data is None else plan.for_text()

@@ -108,14 +108,15 @@ def _check_utf8(path: Path) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without `datasets`' own progress bars: the caller shows progress."""
+    """Without `datasets`' own progress bars and error lines: the caller shows progress, and says what was wrong."""
     import datasets
 
-    if datasets.are_progress_bars_disabled():
-        yield
-        return
+    bars, verbosity = not datasets.are_progress_bars_disabled(), datasets.logging.get_verbosity()
     datasets.disable_progress_bars()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
     try:
         yield
     finally:
-        datasets.enable_progress_bars()
+        datasets.logging.set_verbosity(verbosity)
+        if bars:
+            datasets.enable_progress_bars()
