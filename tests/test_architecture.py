@@ -12,13 +12,14 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "mi_align"
 
-_BASE = {"checks", "numerics"}
+_BASE = {"checks", "elementary", "numerics"}
 _METHODS = {*_BASE, "objectives", "critics", "methods"}
 _LEARNING = {*_METHODS, "logprobs", "models", "data", "training"}
 #: A room's own name need not be said. `cli` may import everything.
 MAY_IMPORT: dict[str, set[str]] = {
     "checks": set(),
-    "numerics": set(),
+    "elementary": set(),
+    "numerics": {"elementary"},
     "objectives": _BASE,
     "critics": _BASE,
     "methods": _METHODS,
@@ -34,7 +35,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 #: What `import mi_align` gives, by the room it comes from.
 TOP_LEVEL = {"METHODS": "methods", "Method": "methods", "Candidates": "critics"}
 #: Rooms that need nothing but arrays, and the one file in them that is imported by name because it needs more.
-LIGHT = {"checks", "numerics", "objectives", "critics", "methods"}
+LIGHT = {"checks", "elementary", "numerics", "objectives", "critics", "methods"}
 EXCEPT = PACKAGE / "critics" / "networks.py"
 LIGHT_PACKAGES = {"jax", "jaxtyping", "numpy"}
 

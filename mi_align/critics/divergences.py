@@ -22,7 +22,7 @@ from jaxtyping import Array, Float
 
 from mi_align.critics.candidates import Candidates
 from mi_align.critics.policy import Logits, Scalar, log_ratio, mean_log_probability
-from mi_align.numerics import expm1, log1p, log_sigmoid
+from mi_align.elementary import expm1, log1p, log_sigmoid
 
 __all__ = [
     "alpha_reward",

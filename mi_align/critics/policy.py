@@ -32,7 +32,8 @@ from jaxtyping import Array, Bool, Float
 
 from mi_align import checks
 from mi_align.critics.candidates import Candidates
-from mi_align.numerics import as_float, count, fill, log1mexp, masked_sum
+from mi_align.elementary import log1mexp
+from mi_align.numerics import as_float, count, fill, masked_sum
 
 __all__ = [
     "displacement_penalised_reward",

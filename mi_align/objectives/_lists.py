@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from mi_align import checks
-from mi_align.numerics import as_float, expm1, fill, masked_sum
+from mi_align.elementary import expm1
+from mi_align.numerics import as_float, fill, masked_sum
 
 __all__ = ["candidates", "gaps_to_peak", "positions"]
 

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from mi_align.numerics import sigmoid, sigmoid_difference, softplus
+from mi_align.elementary import sigmoid, sigmoid_difference, softplus
 from mi_align.objectives._pairs import pair
 from mi_align.objectives._public import objective
 

@@ -10,19 +10,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from mi_align import checks
-from mi_align.numerics import (
-    AxisName,
-    as_float,
-    centred_log_mean_exp,
-    exp_excess,
-    expm1,
-    fill,
-    log1p,
-    masked_mean,
-    masked_sum,
-    mean_expm1,
-    pivot,
-)
+from mi_align.elementary import exp_excess, expm1, log1p
+from mi_align.numerics import AxisName, as_float, centred_log_mean_exp, fill, masked_mean, masked_sum, mean_expm1, pivot
 from mi_align.objectives._public import objective
 from mi_align.objectives._samples import SampleAxis, if_sampled, per_estimate, samples
 

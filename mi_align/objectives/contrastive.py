@@ -17,7 +17,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from mi_align import checks
-from mi_align.numerics import as_float, count, expm1, fill, log1p, masked_sum, scaled_softplus, softplus
+from mi_align.elementary import expm1, log1p, scaled_softplus, softplus
+from mi_align.numerics import as_float, count, fill, masked_sum
 from mi_align.objectives._public import objective
 
 __all__ = ["info_nce_bound", "info_nce_loss", "mio_loss", "nca_loss"]

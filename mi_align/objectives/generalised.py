@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from mi_align.numerics import exp_excess, sigmoid, softplus
+from mi_align.elementary import exp_excess, sigmoid, softplus
 from mi_align.objectives._pairs import pair
 from mi_align.objectives._public import objective
 

@@ -17,7 +17,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mi_align import checks
-from mi_align.numerics import as_float, exp_excess
+from mi_align.elementary import exp_excess
+from mi_align.numerics import as_float
 from mi_align.objectives._public import objective
 
 __all__ = ["kl_k1", "kl_k2", "kl_k3", "kl_regularised_value"]

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from mi_align import checks
-from mi_align.numerics import AxisName, centred_log_mean_exp, count, expm1, log1p, masked_mean, pivot
+from mi_align.elementary import expm1, log1p
+from mi_align.numerics import AxisName, centred_log_mean_exp, count, masked_mean, pivot
 from mi_align.objectives._public import objective
 from mi_align.objectives._samples import SampleAxis, if_sampled, samples
 

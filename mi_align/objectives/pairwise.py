@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mi_align import checks
-from mi_align.numerics import bernoulli_kl, log1p, softplus
+from mi_align.elementary import bernoulli_kl, log1p, softplus
 from mi_align.objectives._pairs import pair
 from mi_align.objectives._public import objective
 

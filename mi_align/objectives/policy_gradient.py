@@ -14,7 +14,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from mi_align import checks
-from mi_align.numerics import as_float, fill, log1p
+from mi_align.elementary import log1p
+from mi_align.numerics import as_float, fill
 from mi_align.objectives._public import objective
 from mi_align.objectives.advantages import rloo_advantage
 

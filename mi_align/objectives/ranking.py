@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from mi_align import checks
-from mi_align.numerics import fill, masked_sum, scaled_softplus
+from mi_align.elementary import scaled_softplus
+from mi_align.numerics import fill, masked_sum
 from mi_align.objectives._lists import candidates, positions
 from mi_align.objectives._public import objective
 

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from mi_align import checks
-from mi_align.numerics import AxisName, accumulation_dtype, as_float, masked_mean, sigmoid, softplus
+from mi_align.elementary import sigmoid, softplus
+from mi_align.numerics import AxisName, accumulation_dtype, as_float, masked_mean
 from mi_align.objectives._public import objective
 
 __all__ = ["apo_zero_unpaired_loss", "bco_loss", "kto_loss", "kto_reference_point"]

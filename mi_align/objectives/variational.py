@@ -20,14 +20,8 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from mi_align.numerics import (
-    AxisName,
-    centred_log_mean_exp,
-    fill,
-    masked_mean,
-    pivot,
-    softplus,
-)
+from mi_align.elementary import softplus
+from mi_align.numerics import AxisName, centred_log_mean_exp, fill, masked_mean, pivot
 from mi_align.objectives._public import objective
 from mi_align.objectives._samples import SampleAxis, if_sampled, per_estimate, samples
 

@@ -13,7 +13,8 @@ from __future__ import annotations
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from mi_align.numerics import count, fill, log1p, masked_sum, softplus
+from mi_align.elementary import log1p, softplus
+from mi_align.numerics import count, fill, masked_sum
 from mi_align.objectives._lists import candidates, gaps_to_peak
 from mi_align.objectives._public import objective
 

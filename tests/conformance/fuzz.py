@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mi_align import critics, numerics, objectives
+from mi_align import critics, elementary, numerics, objectives
 from mi_align.critics import Candidates
 from mi_align.numerics import Mean
 from tests.against_truth import worst_errors
@@ -230,15 +230,15 @@ def _above_minus_one(rng: np.random.Generator, shape: tuple[int, ...]) -> np.nda
 
 BUILDING_BLOCKS: dict[str, tuple[Callable[..., Any], Callable[..., Arrays], dict[str, Any]]] = {
     **{
-        name: (getattr(numerics, name), _elementwise("x"), {})
+        name: (getattr(elementary, name), _elementwise("x"), {})
         for name in ("sigmoid", "softplus", "log_sigmoid", "expm1", "exp_excess")
     },
-    "log1mexp": (numerics.log1mexp, _elementwise(x=_below_zero), {}),
-    "log1p": (numerics.log1p, _elementwise(x=_above_minus_one), {}),
-    "sigmoid_difference": (numerics.sigmoid_difference, _elementwise("x", "y"), {}),
-    "bernoulli_kl": (numerics.bernoulli_kl, _elementwise("p", "q"), {"value_ulps": VALUE_ULPS["exo_pair_loss"]}),
+    "log1mexp": (elementary.log1mexp, _elementwise(x=_below_zero), {}),
+    "log1p": (elementary.log1p, _elementwise(x=_above_minus_one), {}),
+    "sigmoid_difference": (elementary.sigmoid_difference, _elementwise("x", "y"), {}),
+    "bernoulli_kl": (elementary.bernoulli_kl, _elementwise("p", "q"), {"value_ulps": VALUE_ULPS["exo_pair_loss"]}),
     "scaled_softplus": (
-        numerics.scaled_softplus,
+        elementary.scaled_softplus,
         _elementwise("x", scale=lambda rng, shape: 10.0 ** rng.uniform(0, 5, shape)),
         {},
     ),

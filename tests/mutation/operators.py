@@ -20,12 +20,21 @@ SYMMETRIC = {"isinstance", "logaddexp", "maximum", "minimum", "partial", "promot
 
 @dataclasses.dataclass(frozen=True)
 class Mutant:
-    """A module's source with one thing wrong, and where and what it is."""
+    """A module's source with one thing wrong, and where and what it is.
+
+    Attributes:
+      module: file inside the package, without its ending.
+      line: of the change.
+      change: before and after.
+      source: the whole module, changed.
+      touched: the changed function and those of the module that use it, whose tests are the likeliest to notice.
+    """
 
     module: str
     line: int
     change: str
     source: str
+    touched: frozenset[str]
 
 
 def arithmetic(node: ast.AST) -> Iterator[tuple[ast.AST, str]]:
@@ -84,22 +93,36 @@ OPERATORS: tuple[Operator, ...] = (arithmetic, constants, signs, comparisons, ma
 def mutants_of(module: str, source: str) -> Iterator[Mutant]:
     """Every mutant of a module's function bodies; docstrings, annotations, checks and defaults stay."""
     tree = ast.parse(source)
-    places = [node for body in _bodies(tree) for node in ast.walk(body)]
-    for place in places:
+    places = [(node, function) for body, function in _bodies(tree) for node in ast.walk(body)]
+    for place, function in places:
         for operator in OPERATORS:
             for replacement, what in operator(place):
                 before, after = ast.unparse(place), ast.unparse(ast.fix_missing_locations(replacement))
-                changed = _replaced(tree, place, replacement)
-                yield Mutant(module, getattr(place, "lineno", 0), f"{what}: {before}  →  {after}", ast.unparse(changed))
+                source = ast.unparse(_replaced(tree, place, replacement))
+                line, change = getattr(place, "lineno", 0), f"{what}: {before}  →  {after}"
+                yield Mutant(module, line, change, source, _users(tree, function))
 
 
-def _bodies(tree: ast.AST) -> Iterator[ast.stmt]:
+def _bodies(tree: ast.AST) -> Iterator[tuple[ast.stmt, ast.FunctionDef]]:
     """The statements that compute: not docstrings, not `checks.…(…)`, not raises, not nested definitions' headers."""
     for function in ast.walk(tree):
         if isinstance(function, ast.FunctionDef) and not _is_declaration(function):
             for statement in function.body:
                 if not isinstance(statement, ast.FunctionDef) and not _only_checks(statement):
-                    yield statement
+                    yield statement, function
+
+
+def _users(tree: ast.AST, function: ast.FunctionDef) -> frozenset[str]:
+    """The function, the one whose rule it is (`@f.defjvp`), and all functions that name any of them."""
+    functions = [f for f in ast.walk(tree) if isinstance(f, ast.FunctionDef)]
+    found = {function.name} | {_name(d.value) for d in function.decorator_list if isinstance(d, ast.Attribute)}
+    while new := {f.name for f in functions if found & _named(f)} - found:
+        found |= new
+    return frozenset(found - {"jax", "functools", ""})
+
+
+def _named(function: ast.FunctionDef) -> set[str]:
+    return {node.id for statement in function.body for node in ast.walk(statement) if isinstance(node, ast.Name)}
 
 
 def _is_declaration(function: ast.FunctionDef) -> bool:

@@ -11,8 +11,9 @@ from jaxtyping import Array, Float
 
 from mi_align.critics.candidates import Candidates
 from mi_align.critics.policy import implicit_reward
+from mi_align.elementary import sigmoid, softplus
 from mi_align.methods import METHODS
-from mi_align.numerics import log_sum_exp, masked_sum, sigmoid, softplus
+from mi_align.numerics import log_sum_exp, masked_sum
 from mi_align.objectives import (
     bco_pair_loss,
     bradley_terry_loss,
