@@ -180,6 +180,6 @@ def _bernoulli_kl_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array
 
 
 def scaled_softplus(x: Float[Array, "..."], scale: Float[Array, "..."]) -> Float[Array, "..."]:
-    """log(1 + scale · eˣ) for scale ≥ 0: softplus(x + log scale) without the rounding of that sum."""
-    peak = jax.lax.stop_gradient(jnp.maximum(x, 0))
-    return peak + jnp.log1p(jnp.expm1(-peak) + scale * jnp.exp(x - peak))
+    """log(1 + scale · eˣ) for scale ≥ 1, or x ≤ 0: softplus(x + log scale) without the rounding of that sum."""
+    e = jnp.exp(jnp.where(x > 0, -x, x))  # `−|x|` would have the wrong slope at 0
+    return jnp.where(x > 0, x, 0) + jnp.log1p(jnp.where(x > 0, (scale - 1) + e, scale * e))

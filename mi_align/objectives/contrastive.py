@@ -41,6 +41,9 @@ def _rivals(positive: Array, negatives: Array, where: Array | None) -> tuple[Arr
 
     The best of them is a constant to derivatives: the two numbers mean the same for any other.
     """
+    if where is None and negatives.shape[-1] == 1:
+        lead = negatives[..., 0] - positive
+        return lead, jnp.ones_like(lead)
     negatives = fill(negatives, where, -jnp.inf)
     best = jax.lax.stop_gradient(jnp.max(negatives, axis=-1))
     best = jnp.maximum(best, jnp.finfo(best.dtype).min)  # finite where nothing is kept
