@@ -91,7 +91,8 @@ def _latex(statement: str) -> str:
 
 #: Page -> its generated sections, and what makes them.
 SECTIONS: dict[str, dict[str, Callable[[], str]]] = {
-    "README.md": {"methods": methods_table, "one-pair": one_pair},
+    "README.md": {"one-pair": one_pair},
+    "docs/methods.md": {"methods": methods_table},
     "docs/ledger.md": {"ledger": ledger_tables},
 }
 

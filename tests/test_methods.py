@@ -11,8 +11,6 @@ import importlib.util
 import math
 import pickle
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -524,15 +522,12 @@ def test_rows_say_where_they_come_from() -> None:
     assert all(len(method.source) + len(method.note) < 200 for method in METHODS.values())
 
 
-def test_the_written_table_has_a_row_a_method_and_the_readme_has_that_table() -> None:
+def test_the_written_table_has_a_row_a_method_and_the_page_has_that_table() -> None:
     written = methods_table()
     lines = written.splitlines()[2:]
     assert [re.match(r"\| `(\w+)` \|", line)[1] for line in lines] == list(METHODS)
     assert "| `dpo` | `bradley_terry_loss` of pair on `implicit_reward` | beta 0.1 | yes | sigmoid |" in written
-    readme = (ROOT / "README.md").read_text()
-    if "<!-- methods:begin -->" in readme:
-        done = subprocess.run([sys.executable, "docs/generate.py", "--check"], cwd=ROOT, capture_output=True, text=True)
-        assert done.returncode == 0, done.stdout
+    assert written in (ROOT / "docs" / "methods.md").read_text(), "docs/methods.md is out of date: run `make readme`"
 
 
 def blocks(path: Path) -> Iterator[str]:
