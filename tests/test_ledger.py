@@ -8,7 +8,7 @@ import jax
 import pytest
 
 from mi_align.equivalences import Kind, certify
-from mi_align.equivalences.ledger import LEDGER, join, select
+from mi_align.equivalences.ledger import LEDGER, first_of_each_number, join, order, select
 from mi_align.equivalences.page import formula
 
 SAMPLES = 256
@@ -40,6 +40,12 @@ def test_a_claim_holds_and_its_twin_fails(identifier: str):
         certificate = certify(claim, samples=SAMPLES if few else 20_000)
     assert certificate.holds, (certificate.error, certificate.tolerance, certificate.worst)
     assert certificate.twin_fails, certificate.twin_error
+
+
+def test_the_short_form_has_the_first_claim_of_every_number():
+    short = first_of_each_number(LEDGER)
+    assert [order(i)[0] for i in short] == sorted({order(i)[0] for i in LEDGER})
+    assert all(i == min(j for j in LEDGER if order(j)[0] == order(i)[0]) for i in short)
 
 
 def test_a_number_selects_its_lettered_parts_and_an_unknown_one_is_named():

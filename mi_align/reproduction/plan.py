@@ -76,5 +76,5 @@ class Plan:
 
 #: What `mi-align reproduce` does: about a minute on 2 CPU cores.
 FULL = Plan()
-#: What `mi-align reproduce --quick` does: about 20 s.
+#: What `mi-align reproduce --quick` does: half a minute.
 QUICK = Plan(layers=1, supervised_steps=300, steps=500, seeds=2)
