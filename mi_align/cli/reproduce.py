@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Reproduce"]
 
+
 @dataclasses.dataclass(frozen=True)
 class Reproduce:
     """Certify every equivalence on random numbers and on a real language model, and reproduce the paper's dynamics.
