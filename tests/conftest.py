@@ -34,6 +34,13 @@ def pytest_report_header(config: pytest.Config) -> str:
     return f"seed: {config.getoption('--seed')} (each test draws from the seed and its own name)"
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _forget_programs() -> Iterator[None]:
+    """Give back the memory of a file's compiled programs, gigabytes in all, which no other file runs."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def seed(request: pytest.FixtureRequest) -> int:
     """The test's own seed, printed when it fails."""

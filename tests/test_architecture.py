@@ -102,6 +102,30 @@ def test_a_forbidden_import_is_noticed(tmp_path: Path) -> None:
     }
 
 
+#: What `jnp.linalg` computes with array operations of its own; all else there is LAPACK's.
+PLAIN_LINALG = {"cross", "diagonal", "matrix_norm", "matrix_transpose", "norm", "outer", "tensordot", "trace", "vecdot"}
+
+
+def lapack_calls(source: str) -> set[str]:
+    """Names taken from a `linalg` module that need LAPACK."""
+    taken = (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Attribute))
+    return {
+        node.attr
+        for node in taken
+        if isinstance(node.value, ast.Attribute) and node.value.attr == "linalg" and node.attr not in PLAIN_LINALG
+    }
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_no_batch_waits_in_lapack_for_the_threads_that_it_occupies(path: Path) -> None:
+    """See `equivalences/spectrum.py`: claims run side by side, and JAX 0.10's LAPACK calls can then wait for ever."""
+    assert lapack_calls(path.read_text()) == set()
+
+
+def test_a_lapack_call_is_noticed() -> None:
+    assert lapack_calls("jnp.linalg.eigh(x); jax.scipy.linalg.solve(x, y); jnp.linalg.norm(x)") == {"eigh", "solve"}
+
+
 def code_lines(node: ast.AST) -> int:
     """Lines that hold code: no docstrings, comments or blank lines."""
     lines = {line for part in ast.walk(node) if hasattr(part, "lineno") for line in (part.lineno, part.end_lineno)}

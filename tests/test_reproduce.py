@@ -16,8 +16,6 @@ from mi_align.cli.main import main
 from mi_align.equivalences import ledger
 from mi_align.reproduction.finding import Finding
 
-pytestmark = pytest.mark.xdist_group("reproduce")  # one worker, for one run of the command
-
 TINY = dataclasses.replace(
     reproduction.QUICK, width=16, heads=2, supervised_examples=200, supervised_steps=50, steps=50, seeds=1, pairs=16
 )

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from mi_align.equivalences.spectrum import spectrum
+
 __all__ = ["Minimum", "minimise"]
 
 _HALVINGS = 12
@@ -39,7 +41,7 @@ def minimise(
     precision = float(jnp.finfo(start.dtype).eps)
 
     def one_step(_: int, x: Array) -> Array:
-        curvature, directions = jnp.linalg.eigh(jax.hessian(function)(x))
+        curvature, directions = spectrum(jax.hessian(function)(x))
         slope = directions.T @ jax.grad(function)(x)
         step = directions @ (slope / jnp.maximum(jnp.abs(curvature), precision / 100))
         step = step * jnp.minimum(1, _LONGEST / jnp.maximum(jnp.max(jnp.abs(step)), 1))

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtyping import Array, Float, PRNGKeyArray
 
 from mi_align.equivalences import dynamics
+from mi_align.equivalences.spectrum import spectrum
 from mi_align.equivalences.toys import Toy
 from mi_align.methods import METHODS
 from mi_align.objectives import bradley_terry_loss, donsker_varadhan_bound, nca_loss
@@ -198,7 +199,10 @@ def _newton(loss: Callable[[Array], Array], start: Array, steps: int) -> Array:
     """Newton iterates, the start first; the loss's null direction (1, …, 1) is left alone."""
 
     def one_step(x: Array, _: None) -> tuple[Array, Array]:
-        step = jnp.linalg.pinv(jax.hessian(loss)(x), hermitian=True) @ jax.grad(loss)(x)
+        curvature, directions = spectrum(jax.hessian(loss)(x))
+        slope = directions.T @ jax.grad(loss)(x)
+        flat = curvature < len(x) * jnp.finfo(x.dtype).eps * jnp.max(curvature)
+        step = directions @ jnp.where(flat, 0, slope / jnp.where(flat, 1, curvature))
         return x - step, x
 
     return jax.lax.scan(one_step, start, length=steps)[1]

@@ -11,6 +11,7 @@ from jaxtyping import Array, PRNGKeyArray
 from mi_align.critics import Candidates
 from mi_align.equivalences.claim import Claim, Inputs, Kind
 from mi_align.equivalences.groups import between, normals
+from mi_align.equivalences.spectrum import spectrum
 from mi_align.methods import METHODS
 from mi_align.objectives import (
     bradley_terry_loss,
@@ -114,7 +115,7 @@ def _mio_diagonal(x: Inputs, positives: float) -> Array:
 
 
 def _least_curvature(loss: Callable[[Array], Array], x: Inputs) -> Array:
-    return jnp.linalg.eigvalsh(jax.hessian(loss)(x["scores"]))[0]
+    return jnp.min(spectrum(jax.hessian(loss)(x["scores"])).values)
 
 
 CLAIMS: tuple[Claim, ...] = (

@@ -14,6 +14,7 @@ from mi_align.equivalences import scores
 from mi_align.equivalences.claim import Claim, Inputs, Kind
 from mi_align.equivalences.optimise import minimise
 from mi_align.equivalences.populations import mio_pair_loss
+from mi_align.equivalences.spectrum import spectrum
 from mi_align.methods import METHODS
 from mi_align.objectives import bco_pair_loss, bradley_terry_loss, nca_loss
 
@@ -62,7 +63,7 @@ def _excess(x: Inputs, share: float = 2 / 3) -> Array:
 
 def _lowest_curvature(loss: Callable[[Array], Array], x: Inputs) -> Array:
     """The smallest eigenvalue of the loss's Hessian in all the logits."""
-    return jnp.linalg.eigvalsh(jax.hessian(loss)(x["s"]))[0]
+    return jnp.min(spectrum(jax.hessian(loss)(x["s"])).values)
 
 
 def _best_level(x: Inputs) -> Array:
