@@ -41,7 +41,7 @@ __all__ = [
 def floating(**arrays: Any) -> None:
     """Every argument is a floating-point array (or Python float)."""
     for name, x in arrays.items():
-        dtype = jnp.result_type(x)
+        dtype = _dtype(name, x)
         if not jnp.issubdtype(dtype, jnp.floating):
             raise TypeError(
                 f"`{name}` has dtype {dtype}, but a floating-point array was wanted. "
@@ -52,11 +52,18 @@ def floating(**arrays: Any) -> None:
 def integers(**arrays: Any) -> None:
     """Every argument is an array of integers (or a Python int)."""
     for name, x in arrays.items():
-        dtype = jnp.result_type(x)
+        dtype = _dtype(name, x)
         if not jnp.issubdtype(dtype, jnp.integer):
             raise TypeError(
                 f"`{name}` has dtype {dtype}, but integers were wanted. Convert it, e.g. `{name}.astype(jnp.int32)`."
             )
+
+
+def _dtype(name: str, x: Any) -> jnp.dtype:
+    """The dtype of an array or number; lists, which NumPy would convert and JAX does not, are refused."""
+    if isinstance(x, list | tuple | dict):
+        raise TypeError(f"`{name}` is a {type(x).__name__}, but an array was wanted: `jnp.asarray({name})`.")
+    return jnp.result_type(x)
 
 
 def same_shape(**arrays: Any) -> None:
@@ -144,7 +151,7 @@ def candidates(scores: Any, *, name: str = "scores") -> None:
 
 def labels(given: Any, like: Any, *, name: str, of: str) -> None:
     """`given` is boolean and of exactly the shape of `like`."""
-    dtype = jnp.result_type(given)
+    dtype = _dtype(name, given)
     if dtype != jnp.bool_:
         raise TypeError(f"`{name}` has dtype {dtype}, but booleans were wanted. Convert it, e.g. `{name} != 0`.")
     if jnp.shape(given) != jnp.shape(like):
@@ -158,7 +165,7 @@ def mask(where: Any, like: Any, *, name: str = "where", of: str = "the scores") 
     """`where` is None, or boolean and of exactly the shape of `like`."""
     if where is None:
         return
-    dtype = jnp.result_type(where)
+    dtype = _dtype(name, where)
     if dtype != jnp.bool_:
         raise TypeError(
             f"`{name}` has dtype {dtype}, but a boolean mask was wanted (True = keep). Convert it, e.g. `{name} != 0`."

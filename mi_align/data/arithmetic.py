@@ -43,7 +43,7 @@ def arithmetic_preferences(count: int, *, negatives: int = 1, digits: int = 2, s
       ValueError: `count`, `negatives` or `digits` < 1, or more prompts wanted than there are.
 
     >>> arithmetic_preferences(2, negatives=3)[0].prompt
-    '28-64='
+    '21-71='
     """
     for name, value in {"count": count, "negatives": negatives, "digits": digits}.items():
         if value < 1:

@@ -71,8 +71,8 @@ def kto_loss(
     >>> kto_loss(jnp.array([1.0, 1.0]), jnp.array([True, False]), reference_point=0.5).round(4)
     Array([0.3775, 0.6225], dtype=float32)
     """
-    checks.broadcastable(jnp.shape(score), desirable_weight=desirable_weight, undesirable_weight=undesirable_weight)
     loss = sigmoid(-_gain(score, desirable, reference_point, name="reference_point"))
+    checks.broadcastable(jnp.shape(score), desirable_weight=desirable_weight, undesirable_weight=undesirable_weight)
     weight = jnp.where(desirable, desirable_weight, undesirable_weight)
     return loss * weight.astype(loss.dtype)
 
