@@ -1,5 +1,6 @@
 """Log-probabilities: (hidden states, vocabulary matrix, targets) -> one log-probability a token. No loss lives here."""
 
-from mi_align.logprobs.reference import token_logps
+from mi_align.logprobs.api import TokenStatistics, token_logps, token_statistics
+from mi_align.logprobs.tiles import Tiles
 
-__all__ = ["token_logps"]
+__all__ = ["Tiles", "TokenStatistics", "token_logps", "token_statistics"]
