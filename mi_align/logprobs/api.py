@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from mi_align import checks
@@ -301,13 +302,14 @@ def _check(hidden: Any, vocabulary: Any, targets: Any, where: Any, bias: Any) ->
 
 
 def _check_ids(targets: Any, where: Any, vocab: int) -> None:
-    """An id has a value to look at only outside `jit`."""
+    """An id has a value to look at only outside `jit`, or inside it where it is a constant of the program."""
     if isinstance(targets, jax.core.Tracer) or isinstance(where, jax.core.Tracer):
         return
-    outside = (jnp.asarray(targets) < 0) | (jnp.asarray(targets) >= vocab)
-    outside = outside if where is None else outside & where
+    ids = np.asarray(targets)  # NumPy's, as under `jit` JAX traces operations on constants too
+    outside = (ids < 0) | (ids >= vocab)
+    outside = outside if where is None else outside & np.asarray(where)
     if outside.any():
-        first = int(jnp.asarray(targets)[outside][0])
+        first = int(ids[outside][0])
         raise ValueError(
             f"`targets` holds {first}, but the vocabulary has {vocab} rows: ids from 0 to {vocab - 1} were wanted. "
             "Mask positions without a target with `where`."

@@ -31,7 +31,7 @@ class Saved(NamedTuple):
     """What the forward pass leaves beside `RowSums`, each only where asked for.
 
     Attributes:
-      logits: z of the first tiles of the vocabulary, `[tiles, N, C]`.
+      logits: z of as much of the vocabulary as is kept, from its start, `[N, columns]`.
       peaks: the largest z of each row in each tile, `[tiles, N]`.
       pull: Σ_{j ≠ y} p_j ∂z_j/∂u_j v_j, `[N, D]`: all that the hidden gradient needs of the vocabulary.
     """
@@ -59,21 +59,19 @@ def forward(problem: Problem, plan: Plan, *, pull: bool = False, keep: bool = Fa
     dtype, tiles = _dtype(problem), _count_tiles(problem, plan)
     kept = plan.kept_tiles if keep else 0
     saved = Saved(
-        logits=jnp.zeros((kept, rows, plan.tiles.vocabulary), dtype) if kept else None,
+        logits=_kept_logits(problem, plan, kept) if kept else None,
         peaks=jnp.full((tiles, rows), -jnp.inf, dtype) if keep and plan.filter_eps is not None else None,
         pull=jnp.zeros((rows, features), dtype) if pull else None,
     )
 
-    def visit(index: Array, carry: Carry, *, store: bool) -> Carry:
+    def visit(index: Array, carry: Carry, *, stored: bool) -> Carry:
         tile = _vocabulary_tile(problem, plan, index)
 
         def visit_rows(start: Array, size: int, carry: Carry) -> Carry:
             state, saved = carry
             part = _take(state, start, size)
-            logits, slope = _logits(problem, tile, start, size)
-            if store and saved.logits is not None:
-                block = logits[None]
-                saved = saved._replace(logits=jax.lax.dynamic_update_slice(saved.logits, block, (index, start, 0)))
+            known = _known(saved, tile, start, size) if stored else None
+            logits, slope = _logits(problem, tile, start, size, known)
             local = slice_of(problem.targets, start, size) - tile.start
             part, top = absorb(part, logits, local, tile)
             if saved.peaks is not None:
@@ -87,9 +85,9 @@ def forward(problem: Problem, plan: Plan, *, pull: bool = False, keep: bool = Fa
         return _over_rows(problem, plan, visit_rows, carry)
 
     carry = (initial(rows, dtype, plan.statistics), saved)
-    carry = jax.lax.fori_loop(0, kept, lambda j, c: visit(j, c, store=True), carry) if kept else carry
+    carry = jax.lax.fori_loop(0, kept, lambda j, c: visit(j, c, stored=True), carry) if kept else carry
     if kept < tiles:
-        carry = jax.lax.fori_loop(kept, tiles, lambda j, c: visit(j, c, store=False), carry)
+        carry = jax.lax.fori_loop(kept, tiles, lambda j, c: visit(j, c, stored=False), carry)
     state, saved = carry
     if saved.pull is not None:
         saved = saved._replace(pull=saved.pull / state.mass[:, None])
@@ -106,7 +104,7 @@ def backward(
 ) -> tuple[Array | None, Array | None, Array | None]:
     """Gradients in hidden `[N, D]` (accumulation dtype), vocabulary `[V, D]` and bias `[V]`; None where not needed."""
     dtype, tiles = _dtype(problem), _count_tiles(problem, plan)
-    kept = 0 if saved.logits is None else saved.logits.shape[0]
+    kept = 0 if saved.logits is None else -(-saved.logits.shape[1] // plan.tiles.vocabulary)
     (rows, features), (vocab, _) = problem.hidden.shape, problem.vocabulary.shape
     d_hidden = jnp.zeros((rows, features), dtype) if needs.hidden else None
     d_vocabulary = jnp.zeros((vocab, features), problem.vocabulary.dtype) if needs.vocabulary else None
@@ -117,9 +115,7 @@ def backward(
         d_hidden, d_vocabulary, d_bias = carry
 
         def visit_rows(start: Array, size: int, carry: Carry) -> Carry:
-            known = None
-            if stored and saved.logits is not None:
-                known = jax.lax.dynamic_slice(saved.logits, (index, start, 0), (1, size, plan.tiles.vocabulary))[0]
+            known = _known(saved, tile, start, size) if stored else None
 
             def work(carry: Carry) -> Carry:
                 logits, slope = _logits(problem, tile, start, size, known)
@@ -184,7 +180,7 @@ def _over_rows(problem: Problem, plan: Plan, visit: Callable[[Array, int, Carry]
     """`visit(start, size, carry)` over whole tiles of rows, then over small ones for what is left of the kept ones."""
     rows, big, small = problem.hidden.shape[0], plan.tiles.rows, plan.tiles.tail
     kept = rows if problem.kept is None else problem.kept
-    whole = kept // big
+    whole = kept // big if small < big else 0  # one loop is enough for tiles of one size
     rest = (kept - whole * big + small - 1) // small
 
     def loop(number: int | Array, size: int, first: int | Array, carry: Carry) -> Carry:
@@ -192,7 +188,7 @@ def _over_rows(problem: Problem, plan: Plan, visit: Callable[[Array, int, Carry]
             return visit(jnp.asarray(first), size, carry) if number else carry
         return jax.lax.fori_loop(0, number, lambda i, c: visit(first + i * size, size, c), carry)
 
-    if big <= rows:
+    if small < big <= rows:
         carry = loop(whole, big, 0, carry)
     return loop(rest, small, whole * big, carry)
 
@@ -203,6 +199,28 @@ def _take(tree: Any, start: Array, size: int) -> Any:
 
 def _put(tree: Any, part: Any, start: Array) -> Any:
     return jax.tree.map(lambda x, y: put_into(x, y, start, 0), tree, part)
+
+
+def _known(saved: Saved, tile: Tile, start: Array, size: int) -> Array | None:
+    """A tile of the logits that were kept."""
+    if saved.logits is None:
+        return None
+    return jax.lax.dynamic_slice(saved.logits, (start, tile.start), (size, tile.vectors.shape[0]))
+
+
+def _kept_logits(problem: Problem, plan: Plan, number: int) -> Array:
+    """z of the first `number` tiles of the vocabulary. Without a mask it is one product, written where it stays."""
+    rows, columns = problem.hidden.shape[0], min(number * plan.tiles.vocabulary, problem.vocabulary.shape[0])
+    bias = None if problem.bias is None else problem.bias[:columns].astype(_dtype(problem))
+    head = Tile(jnp.asarray(0), problem.vocabulary[:columns], bias, None)
+    if problem.kept is None:
+        return _logits(problem, head, jnp.asarray(0), rows)[0]
+    return _over_rows(
+        problem,
+        plan,
+        lambda start, size, logits: put_into(logits, _logits(problem, head, start, size)[0], start, 0),
+        jnp.zeros((rows, columns), _dtype(problem)),
+    )
 
 
 def _logits(
