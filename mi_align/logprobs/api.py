@@ -181,7 +181,7 @@ def _statistics(
     plan: Plan,
 ) -> TokenStatistics:
     inside, sums = _rows(hidden, vocabulary, targets, where, bias, scale, soft_cap, way, plan)
-    expected, squares, mean, best = sums[2:]
+    expected, squares, mean, best = sums.expected_logit, sums.sum_squares, sums.mean_logit, sums.argmax
     assert expected is not None and squares is not None and mean is not None and best is not None
     shape = jnp.shape(targets)
     hit = (best == targets.reshape(-1)) & inside

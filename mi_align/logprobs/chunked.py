@@ -99,11 +99,12 @@ def backward(
     log_normaliser: Array,
     coefficients: Coefficients,
     plan: Plan,
-    saved: Saved,
+    saved: Saved | None,
     needs: Needs,
 ) -> tuple[Array | None, Array | None, Array | None]:
     """Gradients in hidden `[N, D]` (accumulation dtype), vocabulary `[V, D]` and bias `[V]`; None where not needed."""
     dtype, tiles = _dtype(problem), _count_tiles(problem, plan)
+    saved = Saved() if saved is None else saved
     kept = 0 if saved.logits is None else -(-saved.logits.shape[1] // plan.tiles.vocabulary)
     (rows, features), (vocab, _) = problem.hidden.shape, problem.vocabulary.shape
     d_hidden = jnp.zeros((rows, features), dtype) if needs.hidden else None
@@ -172,6 +173,9 @@ def _vocabulary_tile(problem: Problem, plan: Plan, index: Array) -> Tile:
     vocab, size = problem.vocabulary.shape[0], plan.tiles.vocabulary
     start = jnp.minimum(index * size, vocab - size)
     fresh = None if vocab % size == 0 else start + jnp.arange(size) >= index * size
+    if problem.entries is not None:
+        real = start + jnp.arange(size) < problem.entries
+        fresh = real if fresh is None else fresh & real
     bias = None if problem.bias is None else slice_of(problem.bias, start, size).astype(_dtype(problem))
     return Tile(start, slice_of(problem.vocabulary, start, size), bias, fresh)
 

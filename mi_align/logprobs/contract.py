@@ -29,11 +29,13 @@ class Problem(NamedTuple):
     Attributes:
       hidden: `[N, D]`.
       vocabulary: `[V, D]`.
-      targets: `[N]`, in [0, V).
+      targets: `[N]`; one outside [0, V) is a row whose target is in no entry here (it may be in another shard): z at
+        the target is 0 then, and nothing is sent back to a target.
       bias: `[V]`, or None.
       scale: a number that multiplies h·v, or None for 1.
       soft_cap: a number, or None for no cap.
       kept: only the first `kept` rows are wanted, the others may hold anything finite; None for all.
+      entries: only the first `entries` of the vocabulary count, none of them if it is ≤ 0; None for all.
     """
 
     hidden: Float[Array, "N D"]
@@ -43,6 +45,7 @@ class Problem(NamedTuple):
     scale: Float[Array, ""] | None = None
     soft_cap: Float[Array, ""] | None = None
     kept: Int[Array, ""] | None = None
+    entries: Int[Array, ""] | None = None
 
 
 class RowSums(NamedTuple):
@@ -55,6 +58,7 @@ class RowSums(NamedTuple):
       sum_squares: Σ_j p_j².
       mean_logit: Σ_j z_j / V.
       argmax: the index of the largest logit; the first of several.
+      max_logit: that logit, for comparing shards; no derivative.
     """
 
     target_logit: Float[Array, " N"]
@@ -63,6 +67,7 @@ class RowSums(NamedTuple):
     sum_squares: Float[Array, " N"] | None = None
     mean_logit: Float[Array, " N"] | None = None
     argmax: Int[Array, " N"] | None = None
+    max_logit: Float[Array, " N"] | None = None
 
 
 class Coefficients(NamedTuple):

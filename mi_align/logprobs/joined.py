@@ -15,10 +15,19 @@ from jaxtyping import Array
 from mi_align.logprobs.contract import Coefficients, Needs, Plan, Problem, RowSums
 from mi_align.numerics import fill
 
-__all__ = ["Inputs", "Way", "row_sums"]
-
-#: Gradients in hidden, vocabulary and bias; None where not needed.
-Slopes = tuple[Array | None, Array | None, Array | None]
+__all__ = [
+    "Inputs",
+    "Residuals",
+    "Slopes",
+    "Way",
+    "backward",
+    "cast",
+    "changing",
+    "forward",
+    "known",
+    "row_sums",
+    "undifferentiated",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,14 +37,30 @@ class Way:
     Attributes:
       name: as in `implementation=`.
       forward: (problem, plan, pull=…, keep=…) -> (RowSums, what it saves; its `pull` is looked at, if asked for).
-      backward: (problem, log_normaliser, coefficients, plan, saved, needs) -> gradients.
+      backward: (problem, log_normaliser, coefficients, plan, saved, needs) -> gradients; `saved` is None where the
+        forward pass was asked to keep nothing.
       padded_rows: (number of rows, tiles) -> the number that it wants to be given.
+      pulls: whether it has a use for `pull=True`, which needs each row's target among its entries.
     """
 
     name: str
     forward: Callable[..., tuple[RowSums, Any]]
-    backward: Callable[..., Slopes]
+    backward: Callable[..., tuple[Array | None, Array | None, Array | None]]
     padded_rows: Callable[..., int]
+    pulls: bool = True
+
+
+#: Those of hidden, vocabulary, bias and scale.
+Dtypes = tuple[jnp.dtype | None, ...]
+
+
+class Slopes(NamedTuple):
+    """Gradients of `Inputs`, None where not needed; that in hidden is in the accumulation dtype until `cast`."""
+
+    hidden: Array | None
+    vocabulary: Array | None
+    bias: Array | None
+    scale: Array | None
 
 
 class Inputs(NamedTuple):
@@ -65,8 +90,18 @@ class _Static:
 
     needs: Needs
     frozen: bool
-    dtype: jnp.dtype
     rows: int
+    dtypes: Dtypes
+
+
+class Residuals(NamedTuple):
+    """What the forward pass leaves to the backward pass, in packed order."""
+
+    problem: Problem
+    packing: _Packing
+    sums: RowSums
+    saved: Any
+    static: _Static
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -77,45 +112,79 @@ def row_sums(way: Way, plan: Plan, inputs: Inputs) -> RowSums:
     others. With the vocabulary and bias constant, as under LoRA or below a frozen head, the forward pass also makes
     Σ_j p_j v_j, and the backward pass needs no matrix product.
     """
+    return undifferentiated(way, plan, inputs)
+
+
+def undifferentiated(way: Way, plan: Plan, inputs: Inputs) -> RowSums:
+    """`row_sums` where nobody asks for a derivative, and nothing is made for one."""
     problem, packing = _pack(way, plan, inputs)
     sums, _ = way.forward(problem, plan, pull=False, keep=False)
     return _unpack(_filled(sums, problem), packing, inputs.hidden.shape[0])
 
 
-def _forward(way: Way, plan: Plan, inputs: Inputs) -> tuple[RowSums, Any]:
-    changes = jax.tree.map(lambda x: x.perturbed, inputs, is_leaf=_is_primal)
-    inputs = jax.tree.map(lambda x: x.value, inputs, is_leaf=_is_primal)
+def _forward(way: Way, plan: Plan, primals: Inputs) -> tuple[RowSums, Residuals]:
+    inputs, needs = changing(primals)
+    return forward(way, plan, inputs, needs)
+
+
+def _backward(way: Way, plan: Plan, residuals: Residuals, cotangents: RowSums) -> tuple[Inputs]:
+    return (cast(backward(way, plan, residuals, known(cotangents)), residuals.static.dtypes),)
+
+
+row_sums.defvjp(_forward, _backward, symbolic_zeros=True)
+
+
+def changing(primals: Inputs) -> tuple[Inputs, Needs]:
+    """The values of inputs that came with symbolic zeros, and which gradients are wanted."""
+    changes = jax.tree.map(lambda x: x.perturbed, primals, is_leaf=_is_primal)
     if changes.soft_cap:
         raise ValueError(
             "`soft_cap`, or `temperature` beside one, is being differentiated, which only the plain way can. Pass "
             "implementation='reference', or `jax.lax.stop_gradient` of it."
         )
     needs = Needs(bool(changes.hidden or changes.scale), bool(changes.vocabulary), bool(changes.bias))
-    frozen = not (plan.statistics or needs.vocabulary or needs.bias)
+    return jax.tree.map(lambda x: x.value, primals, is_leaf=_is_primal), needs
+
+
+def forward(way: Way, plan: Plan, inputs: Inputs, needs: Needs) -> tuple[RowSums, Residuals]:
+    """`row_sums`, and what `backward` wants."""
+    frozen = way.pulls and not (plan.statistics or needs.vocabulary or needs.bias)
     problem, packing = _pack(way, plan, inputs)
     sums, saved = way.forward(problem, plan, pull=frozen, keep=not frozen)
     sums, saved = _filled((sums, saved), problem) if frozen else (_filled(sums, problem), saved)
-    static = _Static(needs, frozen, inputs.hidden.dtype, inputs.hidden.shape[0])
-    return _unpack(sums, packing, static.rows), (problem, packing, sums, saved, static)
+    differentiated = (inputs.hidden, inputs.vocabulary, inputs.bias, inputs.scale)
+    dtypes = tuple(None if x is None else x.dtype for x in differentiated)
+    static = _Static(needs, frozen, inputs.hidden.shape[0], dtypes)
+    return _unpack(sums, packing, static.rows), Residuals(problem, packing, sums, saved, static)
 
 
-def _backward(way: Way, plan: Plan, residuals: Any, cotangents: RowSums) -> tuple[Any]:
+def known(cotangents: RowSums) -> RowSums:
+    """Cotangents with None where they are known to be zero."""
+    zero = [isinstance(x, SymbolicZero) or x is None or x.dtype == jax.dtypes.float0 for x in cotangents]
+    return RowSums._make(None if z else x for x, z in zip(cotangents, zero, strict=True))
+
+
+def backward(way: Way, plan: Plan, residuals: Residuals, cotangents: RowSums) -> Slopes:
+    """Gradients from cotangents of `row_sums`, None for those that are zero."""
     problem, packing, sums, saved, static = residuals
     coefficients = _coefficients(_packed_cotangents(cotangents, packing, problem), sums, problem.vocabulary.shape[0])
     if static.frozen:
-        slopes: Slopes = (_from_pull(problem, sums, coefficients, saved.pull), None, None)
+        slopes: tuple[Array | None, ...] = (_from_pull(problem, sums, coefficients, saved.pull), None, None)
     else:
         slopes = way.backward(problem, sums.log_normaliser, coefficients, plan, saved, static.needs)
     d_hidden, d_vocabulary, d_bias = slopes
     d_scale = None
     if d_hidden is not None and problem.scale is not None:  # z depends on scale · h only
-        d_scale = (jnp.sum(problem.hidden * d_hidden) / problem.scale).astype(problem.scale.dtype)
-    d_hidden = None if d_hidden is None else _rows_back(d_hidden, packing, static.rows).astype(static.dtype)
-    d_bias = None if d_bias is None or problem.bias is None else d_bias.astype(problem.bias.dtype)
-    return (Inputs._make((d_hidden, d_vocabulary, None, d_bias, d_scale, None, None)),)
+        d_scale = jnp.sum(problem.hidden * d_hidden) / problem.scale
+    d_hidden = None if d_hidden is None else _rows_back(d_hidden, packing, static.rows)
+    return Slopes(d_hidden, d_vocabulary, d_bias, d_scale)
 
 
-row_sums.defvjp(_forward, _backward, symbolic_zeros=True)
+def cast(slopes: Slopes, dtypes: Dtypes) -> Inputs:
+    """Gradients in the dtypes of what they are gradients of; None for all that has none."""
+    pairs = zip(slopes, dtypes, strict=True)
+    came = Slopes._make(None if d is None or dtype is None else d.astype(dtype) for d, dtype in pairs)
+    return Inputs._make((came.hidden, came.vocabulary, None, came.bias, came.scale, None, None))
 
 
 def _is_primal(x: Any) -> bool:
@@ -169,10 +238,10 @@ def _rows_back(x: Array, packing: _Packing, rows: int) -> Array:
 
 
 def _packed_cotangents(cotangents: RowSums, packing: _Packing, problem: Problem) -> RowSums:
-    """Cotangents in packed order, None where they are known to be zero, 0 where a row is masked or padding."""
+    """Cotangents in packed order, 0 where a row is masked or padding."""
 
-    def pack(x: Any) -> Array | None:
-        if isinstance(x, SymbolicZero) or x is None or x.dtype == jax.dtypes.float0:
+    def pack(x: Array | None) -> Array | None:
+        if x is None:
             return None
         if packing.order is None:
             return _grown(x, problem.hidden.shape[0] - x.shape[0])
@@ -205,7 +274,8 @@ def _sum(x: Array | None, y: Array) -> Array:
 def _from_pull(problem: Problem, sums: RowSums, coefficients: Coefficients, pull: Array) -> Array:
     """The hidden gradient from what the forward pass made: scale·((t + a·p_y)·z'_y·v_y + a·Σ_{j≠y} p_j·z'_j·v_j)."""
     t, a = coefficients.target, coefficients.constant
-    chosen = problem.vocabulary[problem.targets].astype(pull.dtype)
+    chosen = problem.vocabulary.at[problem.targets].get(mode="fill", fill_value=0, wrap_negative_indices=False)
+    chosen = chosen.astype(pull.dtype)
     if problem.soft_cap is not None:
         chosen = chosen * (1 - jnp.square(sums.target_logit / problem.soft_cap))[:, None]
     at_target = jnp.zeros_like(sums.target_logit) if t is None else t

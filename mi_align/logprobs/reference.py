@@ -19,7 +19,7 @@ def row_sums(problem: Problem, where: Bool[Array, " N"] | None = None, *, statis
     """Sums over the vocabulary of each row, from `[N, V]` logits; those of a zero hidden state under the mask.
 
     Args:
-      problem: its `count` is not looked at.
+      problem: its `kept` and `entries` are not looked at.
       where: rows that are wanted.
       statistics: whether all of `RowSums` is wanted.
     """
@@ -40,4 +40,5 @@ def row_sums(problem: Problem, where: Bool[Array, " N"] | None = None, *, statis
         sum_squares=jnp.sum(jnp.square(p_NV), axis=-1),
         mean_logit=jnp.mean(z_NV, axis=-1),
         argmax=jnp.argmax(z_NV, axis=-1).astype(jnp.int32),
+        max_logit=jnp.max(z_NV, axis=-1),
     )

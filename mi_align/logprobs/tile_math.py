@@ -14,7 +14,7 @@ __all__ = ["State", "Tile", "absorb", "attract", "finish", "initial", "push"]
 
 
 class Tile(NamedTuple):
-    """One tile of the vocabulary; `fresh` marks entries that no earlier tile had, None if that is all of them."""
+    """One tile of the vocabulary; `fresh` marks entries that count and that no earlier tile had, None if all do."""
 
     start: Array
     vectors: Array
@@ -86,11 +86,12 @@ def finish(state: State, vocab: int) -> RowSums:
         sum_squares=state.more.squares / jnp.square(state.mass),
         mean_logit=state.more.total / vocab,
         argmax=state.more.best,
+        max_logit=state.top,
     )
 
 
 def _only_fresh(x: Array, tile: Tile, otherwise: float) -> Array:
-    """`x` with another value in columns that the tile before had already."""
+    """`x` with another value in columns that do not count, or that the tile before had already."""
     return x if tile.fresh is None else jnp.where(tile.fresh[None, :], x, otherwise)
 
 
