@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any, NamedTuple
 
@@ -11,9 +12,10 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from mi_align import checks
-from mi_align.logprobs import reference
+from mi_align.logprobs import joined, reference, sharded
 from mi_align.logprobs.contract import Plan, Problem, RowSums
-from mi_align.logprobs.joined import Inputs, row_sums
+from mi_align.logprobs.joined import Inputs
+from mi_align.logprobs.layout import Layout
 from mi_align.logprobs.tiles import Tiles, choose, kept_tiles, tile_bytes
 from mi_align.logprobs.ways import REFERENCE, WAYS, chosen
 from mi_align.numerics import accumulation_dtype, fill
@@ -57,6 +59,7 @@ def token_logps(
     memory_budget: int | None = None,
     filter_eps: float | None = None,
     tiles: Tiles | None = None,
+    layout: Layout | None = None,
 ) -> Float[Array, "*batch time"]:
     """log π(target | everything before it) of each position, in nats, from a decoder's last hidden states.
 
@@ -85,6 +88,8 @@ def token_logps(
       filter_eps: in the backward pass, skip tiles in which every probability is below it and no target lies (gradient
         filtering of Cut Cross-Entropy). ∂loss/∂z then lacks entries below `filter_eps` · |cotangent|. Default: none.
       tiles: sizes of a tile. Default: `tiles.choose`.
+      layout: how positions and the vocabulary matrix are spread over a mesh of devices; `tiles` and `memory_budget` are
+        then those of one device. The plain way does not look at it and leaves all to XLA. Default: one device.
 
     Returns:
       `[..., time]`, ≤ 0; exactly 0 with zero gradient under the mask, whatever `hidden` and `targets` hold there.
@@ -107,8 +112,8 @@ def token_logps(
     """
     _check(hidden, vocabulary, targets, where, bias)
     folded = _folded(hidden, vocabulary, bias, soft_cap, temperature, logit_scale)
-    plan = _planned(hidden, vocabulary, where, implementation, memory_budget, filter_eps, tiles, statistics=False)
-    return _logps(hidden, vocabulary, targets, where, *folded, way=chosen(implementation), plan=plan)
+    plan = _planned(hidden, vocabulary, where, implementation, memory_budget, filter_eps, tiles, layout)
+    return _logps(hidden, vocabulary, targets, where, *folded, way=chosen(implementation), plan=plan, layout=layout)
 
 
 def token_statistics(
@@ -125,6 +130,7 @@ def token_statistics(
     memory_budget: int | None = None,
     filter_eps: float | None = None,
     tiles: Tiles | None = None,
+    layout: Layout | None = None,
 ) -> TokenStatistics:
     """`token_logps`, and from the same pass what else is asked of the next token's distribution.
 
@@ -146,11 +152,14 @@ def token_statistics(
     """
     _check(hidden, vocabulary, targets, where, bias)
     folded = _folded(hidden, vocabulary, bias, soft_cap, temperature, logit_scale)
-    plan = _planned(hidden, vocabulary, where, implementation, memory_budget, filter_eps, tiles, statistics=True)
-    return _statistics(hidden, vocabulary, targets, where, *folded, way=chosen(implementation), plan=plan)
+    plan = _planned(hidden, vocabulary, where, implementation, memory_budget, filter_eps, tiles, layout)
+    plan = dataclasses.replace(plan, statistics=True)
+    return _statistics(
+        hidden, vocabulary, targets, where, *folded, way=chosen(implementation), plan=plan, layout=layout
+    )
 
 
-@functools.partial(jax.jit, static_argnames=("way", "plan"))
+@functools.partial(jax.jit, static_argnames=("way", "plan", "layout"))
 def _logps(
     hidden: Array,
     vocabulary: Array,
@@ -162,12 +171,13 @@ def _logps(
     *,
     way: str,
     plan: Plan,
+    layout: Layout | None,
 ) -> Array:
-    inside, sums = _rows(hidden, vocabulary, targets, where, bias, scale, soft_cap, way, plan)
+    inside, sums = _rows(hidden, vocabulary, targets, where, bias, scale, soft_cap, way, plan, layout)
     return _finished(sums.target_logit - sums.log_normaliser, inside, where, jnp.shape(targets))
 
 
-@functools.partial(jax.jit, static_argnames=("way", "plan"))
+@functools.partial(jax.jit, static_argnames=("way", "plan", "layout"))
 def _statistics(
     hidden: Array,
     vocabulary: Array,
@@ -179,8 +189,9 @@ def _statistics(
     *,
     way: str,
     plan: Plan,
+    layout: Layout | None,
 ) -> TokenStatistics:
-    inside, sums = _rows(hidden, vocabulary, targets, where, bias, scale, soft_cap, way, plan)
+    inside, sums = _rows(hidden, vocabulary, targets, where, bias, scale, soft_cap, way, plan, layout)
     expected, squares, mean, best = sums.expected_logit, sums.sum_squares, sums.mean_logit, sums.argmax
     assert expected is not None and squares is not None and mean is not None and best is not None
     shape = jnp.shape(targets)
@@ -205,6 +216,7 @@ def _rows(
     soft_cap: Array | None,
     way: str,
     plan: Plan,
+    layout: Layout | None,
 ) -> tuple[Array, RowSums]:
     """Which targets are in the vocabulary, and the row sums; all positions on one axis."""
     hidden, targets = hidden.reshape(-1, hidden.shape[-1]), targets.reshape(-1)
@@ -214,7 +226,10 @@ def _rows(
     if way == REFERENCE:
         problem = Problem(hidden, vocabulary, targets, bias, scale, soft_cap)
         return inside, reference.row_sums(problem, where, statistics=plan.statistics)
-    return inside, row_sums(WAYS[way], plan, Inputs(hidden, vocabulary, targets, bias, scale, soft_cap, where))
+    inputs = Inputs(hidden, vocabulary, targets, bias, scale, soft_cap, where)
+    if layout is None:
+        return inside, joined.row_sums(WAYS[way], plan, inputs)
+    return inside, sharded.row_sums(layout, WAYS[way], plan, inputs)
 
 
 def _finished(values: Array, inside: Array | None, where: Array | None, shape: tuple[int, ...]) -> Array:
@@ -256,8 +271,7 @@ def _planned(
     memory_budget: int | None,
     filter_eps: float | None,
     given: Tiles | None,
-    *,
-    statistics: bool,
+    layout: Layout | None,
 ) -> Plan:
     """Everything static, from shapes alone."""
     if memory_budget is not None:
@@ -265,14 +279,15 @@ def _planned(
     if filter_eps is not None:
         checks.number("filter_eps", filter_eps, checks.Range(above=0, below=1, remedy="Pass None to skip nothing."))
     if chosen(implementation) == REFERENCE:
-        return Plan(Tiles(1, 1, 1), statistics)
+        return Plan(Tiles(1, 1, 1))
     rows, vocab = max(1, jnp.size(hidden) // max(1, jnp.shape(hidden)[-1])), jnp.shape(vocabulary)[0]
+    rows, vocab = (rows, vocab) if layout is None else layout.share(rows, vocab)
     dtype = accumulation_dtype(hidden, vocabulary)
     sizes = choose(rows, vocab, dtype, masked=where is not None) if given is None else given
     sizes = Tiles(sizes.rows, sizes.tail, min(sizes.vocabulary, vocab))
     budget = tile_bytes() if memory_budget is None else memory_budget
     padded = -(-rows // sizes.tail) * sizes.tail
-    return Plan(sizes, statistics, kept_tiles(budget, padded, vocab, sizes, dtype), filter_eps)
+    return Plan(sizes, False, kept_tiles(budget, padded, vocab, sizes, dtype), filter_eps)
 
 
 def _check(hidden: Any, vocabulary: Any, targets: Any, where: Any, bias: Any) -> None:
