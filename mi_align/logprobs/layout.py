@@ -87,7 +87,7 @@ class Layout:
             raise ValueError(f"`{where}` names an axis twice: {names}.")
         if others := [name for name in names if axes[name] != AxisType.Auto]:
             raise ValueError(
-                f"the axes {others} of `mesh` are of type {axes[others[0]]}, but Auto was wanted: "
+                f"the axes {others} of `mesh` are of type {axes[others[0]].name}, but Auto was wanted: "
                 "jax.make_mesh(shape, names, axis_types=(jax.sharding.AxisType.Auto,) * len(names))."
             )
 
