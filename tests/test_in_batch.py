@@ -13,9 +13,11 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from mi_align.logprobs import Layout, in_batch_clip_loss, in_batch_info_nce_bound, in_batch_info_nce_loss
+from mi_align.logprobs.both_ways import normalisers
 from mi_align.objectives import info_nce_bound, info_nce_loss
 
 SCALE = 0.6
+QUICK = {"xla_backend_optimization_level": 0}
 HUGE = 65_536
 LAYOUTS = ["gather", "ring"]
 
@@ -36,15 +38,26 @@ def on_scores(objective, x, y, scale=SCALE):
     return objective(jnp.diagonal(scores), scores, where=~jnp.eye(x.shape[0], dtype=bool))
 
 
-def slopes(loss, x, y, weight, scale=SCALE):
-    """The values, and the weighted sum's gradients in x, y and the scale."""
+def slopes_of(loss):
+    """The program of the values, and of the weighted sum's gradients in x, y and the scale."""
 
-    def total(x, y, scale):
+    def total(x, y, scale, weight):
         values = loss(x, y, scale=scale)
         return jnp.sum(weight * values), values
 
-    (_, values), grads = jax.jit(jax.value_and_grad(total, (0, 1, 2), has_aux=True))(x, y, jnp.asarray(scale, x.dtype))
-    return values, *grads
+    # It runs once: LLVM need not optimise it.
+    quick = jax.jit(jax.value_and_grad(total, (0, 1, 2), has_aux=True), compiler_options=QUICK)
+
+    def run(x, y, weight, scale=SCALE):
+        (_, values), grads = quick(x, y, jnp.asarray(scale, x.dtype), weight)
+        return values, *grads
+
+    return run
+
+
+def slopes(loss, *args):
+    """What that program gives."""
+    return slopes_of(loss)(*args)
 
 
 def far(came, wanted) -> list[float]:
@@ -102,12 +115,30 @@ def test_clip_looks_both_ways(rng: np.random.Generator, x64: None) -> None:
     assert np.abs(came[0] - one_way).max() > 0.1
 
 
+@pytest.mark.parametrize("size", [8, 45])
+def test_both_normalisers_from_tiles_that_do_not_divide_the_batch(rng: np.random.Generator, x64: None, size) -> None:
+    x, y, weight = pairs(rng, 45)
+    where = rng.random(45) < 0.8
+    weights = weight, rng.normal(size=45), rng.normal(size=45)
+
+    def tiled(x, y, *, scale):
+        return sum(w * n for w, n in zip(weights, normalisers(x, y, scale, where, size=size), strict=True))
+
+    def plain(x, y, *, scale):
+        scores = jnp.where(where[:, None] & where, scale * x @ y.T, -1e30)
+        sums = jnp.diagonal(scores), *(jax.nn.logsumexp(scores, axis=axis) for axis in (1, 0))
+        return sum(jnp.where(where, w * n, 0) for w, n in zip(weights, sums, strict=True))
+
+    came, wanted = (slopes(loss, x, y, np.ones(45)) for loss in (tiled, plain))
+    assert max(far(came, [np.asarray(w) for w in wanted])) < 1e-13
+
+
 @pytest.mark.parametrize("loss", [in_batch_info_nce_loss, in_batch_info_nce_bound, in_batch_clip_loss])
 def test_a_masked_example_is_as_if_it_were_not_there(rng: np.random.Generator, loss, x64: None) -> None:
     x, y, weight = pairs(rng, 23)
     where = rng.random(23) < 0.6
     wanted = [np.asarray(w) for w in slopes(loss, x[where], y[where], weight[where])]
-    masked = jax.jit(lambda *a: slopes(functools.partial(loss, where=where), *a))
+    masked = slopes_of(functools.partial(loss, where=where))
     for filler in (np.nan, np.inf, 1e30):
         values, dx, dy, d_scale = masked(*(np.where(where[:, None], a, filler) for a in (x, y)), weight)
         assert max(far((values[where], dx[where], dy[where], d_scale), wanted)) < 1e-13
@@ -123,12 +154,14 @@ def test_nothing_kept_and_one_kept_are_zero(rng: np.random.Generator) -> None:
                 np.testing.assert_array_equal(came, 0)
 
 
-def test_half_precision_is_computed_in_float32(rng: np.random.Generator) -> None:
-    x, y, _ = (jnp.asarray(a, jnp.bfloat16) for a in pairs(rng, 20))
-    came = in_batch_info_nce_loss(x, y)
-    assert came.dtype == jnp.float32
-    wide = in_batch_info_nce_loss(x.astype(jnp.float32), y.astype(jnp.float32))
-    np.testing.assert_allclose(came, wide, rtol=1e-6)
+@pytest.mark.parametrize("loss", [in_batch_info_nce_loss, in_batch_clip_loss])
+def test_half_precision_is_computed_in_float32(rng: np.random.Generator, loss) -> None:
+    x, y, weight = (jnp.asarray(a, jnp.bfloat16) for a in pairs(rng, 20))
+    came, *half = slopes(loss, x, y, weight)
+    assert came.dtype == jnp.float32 and half[0].dtype == half[1].dtype == jnp.bfloat16
+    wide, *whole = slopes(loss, *(a.astype(jnp.float32) for a in (x, y, weight)), jnp.asarray(SCALE, jnp.bfloat16))
+    assert max(far([came], [np.asarray(wide)])) < 1e-6
+    assert max(far(half, [np.asarray(w) for w in whole])) < 2.0**-8
 
 
 @pytest.mark.parametrize("travel", LAYOUTS)
@@ -138,11 +171,10 @@ def test_eight_devices_agree_with_one(rng: np.random.Generator, x64: None, trave
     where = jnp.asarray(rng.random(batch) < 0.8).at[:6].set(False)  # the first device has nothing to do
     alone = functools.partial(in_batch_info_nce_loss, where=where)
     spread = functools.partial(alone, layout=layout(travel))
-    wanted = [np.asarray(a) for a in slopes(alone, x, y, weight)]
-    assert max(far(slopes(spread, x, y, weight), wanted)) < 1e-13
-    single = [a.astype(jnp.float32) for a in (x, y, abs(weight))]
-    wanted = [np.asarray(a) for a in slopes(alone, *single)]
-    assert max(far(slopes(spread, *single), wanted)) < 1e-6
+    x, y, weight = (a.astype(jnp.float32).astype(jnp.float64) for a in (x, y, abs(weight)))
+    wanted = [np.asarray(a) for a in slopes(alone, x, y, weight, np.float32(SCALE))]
+    assert max(far(slopes(spread, x, y, weight, np.float32(SCALE)), wanted)) < 1e-13
+    assert max(far(slopes(spread, *(a.astype(jnp.float32) for a in (x, y, weight))), wanted)) < 1e-6
 
 
 def test_clip_over_a_ring(rng: np.random.Generator, x64: None) -> None:
@@ -189,6 +221,8 @@ def test_wrong_input_is_named(rng: np.random.Generator) -> None:
         in_batch_info_nce_loss(x, y[:4])
     with pytest.raises(ValueError, match=r"`x` has shape \[0, 6\]"):
         in_batch_info_nce_loss(x[:0], y[:0])
+    with pytest.raises(ValueError, match="`scale` is inf, but a finite number was wanted"):
+        in_batch_info_nce_loss(x, y, scale=float("inf"))
     with pytest.raises(TypeError, match="`y` has dtype int32"):
         in_batch_clip_loss(x, y.astype(jnp.int32))
     with pytest.raises(ValueError, match=r"`where` has shape \[4\], but the examples have shape \[5\]"):
