@@ -47,6 +47,8 @@ def response_logps(
     params: Params,
     tokens: Int[Array, "*batch time"],
     response_mask: Bool[Array, "*batch time"],
+    *,
+    implementation: str = "auto",
 ) -> Float[Array, "*batch time-1"]:
     """log π of each response token given all before it, in nats; 0 on prompt and padding.
 
@@ -55,6 +57,7 @@ def response_logps(
       params: its parameters.
       tokens: prompt, response and padding, `[..., time]`.
       response_mask: True on the response's tokens, `[..., time]`.
+      implementation: the way to the log-probabilities, as in `logprobs.token_logps`.
 
     Returns:
       `[..., time − 1]`: entry t belongs to token t + 1, as nothing predicts the first token. The matching mask is
@@ -62,7 +65,8 @@ def response_logps(
     """
     model = nnx.merge(graphdef, params)
     hidden = model(tokens[..., :-1])
-    return token_logps(hidden, model.vocabulary, tokens[..., 1:], where=response_mask[..., 1:])
+    targets, where = tokens[..., 1:], response_mask[..., 1:]
+    return token_logps(hidden, model.vocabulary, targets, where=where, implementation=implementation)
 
 
 def cast(params: Params, dtype: jnp.dtype) -> Params:

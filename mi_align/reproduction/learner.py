@@ -37,6 +37,7 @@ class Learner(NamedTuple):
 
     Attributes:
       logps: (parameters, batch) -> token log-probabilities.
+      plain_logps: the same, from all logits at once; what the certificates compare with.
       params: the trained parameters.
       before: those of one segment earlier: another policy near them.
       data: all preferences as tokens.
@@ -46,6 +47,7 @@ class Learner(NamedTuple):
     """
 
     logps: TokenLogps
+    plain_logps: TokenLogps
     params: Params
     before: Params
     data: PreferenceBatch
@@ -80,7 +82,9 @@ def learn(preferences: Sequence[Preference], plan: Plan, *, seed: int = 0, tick:
         state, metrics = run(state, on_device, order)
         losses.append(np.asarray(metrics["loss"].value()))
         tick((first + plan.segment) / plan.supervised_steps)
-    return Learner(logps, state.params, before, data, counts, np.concatenate(losses), count_parameters(params))
+    plain = scorer(graphdef, implementation="reference")
+    size = count_parameters(params)
+    return Learner(logps, plain, state.params, before, data, counts, np.concatenate(losses), size)
 
 
 def setting(learner: Learner, preferences: Sequence[Preference], plan: Plan) -> Setting:
@@ -107,5 +111,6 @@ def setting(learner: Learner, preferences: Sequence[Preference], plan: Plan) -> 
         routes={
             "with more padding": with_more_padding,
             "one candidate at a time": one_candidate_at_a_time,
+            "from all logits at once": lambda params: learner.plain_logps(params, batch),
         },
     )

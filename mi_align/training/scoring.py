@@ -20,8 +20,12 @@ __all__ = ["TokenLogps", "candidates", "scorer"]
 TokenLogps = Callable[[Params, PreferenceBatch], Float[Array, "batch candidates time-1"]]
 
 
-def scorer(graphdef: nnx.GraphDef[Decoder]) -> TokenLogps:
+def scorer(graphdef: nnx.GraphDef[Decoder], *, implementation: str = "auto") -> TokenLogps:
     """The function that scores a batch, for the policy and for its reference alike.
+
+    Args:
+      graphdef: the decoder's structure.
+      implementation: the way to the log-probabilities, as in `logprobs.token_logps`.
 
     It is rematerialised as a whole. A forward pass that also stores what its backward pass will need is fused, and so
     rounded, differently from one that does not: without this, the first step's margins were 5e-7 in float32 and 0.03
@@ -30,7 +34,8 @@ def scorer(graphdef: nnx.GraphDef[Decoder]) -> TokenLogps:
 
     @jax.checkpoint
     def logps(params: Params, batch: PreferenceBatch) -> Float[Array, "batch candidates time-1"]:
-        return response_logps(graphdef, params, jnp.asarray(batch.tokens), jnp.asarray(batch.response_mask))
+        tokens, mask = jnp.asarray(batch.tokens), jnp.asarray(batch.response_mask)
+        return response_logps(graphdef, params, tokens, mask, implementation=implementation)
 
     return logps
 
