@@ -3,7 +3,8 @@
 #
 #   benchmarks/device.sh [FOLDER]     JSON and Markdown go to FOLDER (default: benchmarks/results/<device>/)
 #
-# PYTHON names an interpreter that has jax, optax, jaxtyping, numpy, tyro, rich, matplotlib, and for the tests pytest, mpmath, hypothesis, chex.
+# PYTHON names an interpreter that has jax, optax, jaxtyping, numpy, tyro, rich and matplotlib, and for the tests pytest,
+# mpmath, hypothesis and chex.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"

@@ -19,7 +19,7 @@ from mi_align.logprobs.cases import Case
 from mi_align.logprobs.ways import CHOICE, REFERENCE, WAYS
 from mi_align.plugins import line_in, load_module
 
-__all__ = ["Kernel", "Logps", "chosen_kernels", "kernels", "load_kernel", "plain"]
+__all__ = ["Kernel", "Logps", "at_target", "chosen_kernels", "kernels", "load_kernel", "logits", "plain"]
 
 #: (hidden `[*positions, D]`, vocabulary `[V, D]`, targets `[*positions]`, where, soft cap) -> logps `[*positions]`.
 Logps = Callable[[Array, Array, Array, Array | None, float | None], Array]
@@ -54,7 +54,7 @@ class Kernel:
     description: str = ""
 
 
-def _logits(hidden: Array, vocabulary: Array, soft_cap: float | None) -> Array:
+def logits(hidden: Array, vocabulary: Array, soft_cap: float | None) -> Array:
     """All logits, in the dtype of the inputs; float32 products are exact on every platform, as the library's are."""
     z = jnp.einsum("...d,vd->...v", hidden, vocabulary, precision=jax.lax.Precision.HIGHEST)
     return z if soft_cap is None else soft_cap * jnp.tanh(z / soft_cap)
@@ -62,9 +62,13 @@ def _logits(hidden: Array, vocabulary: Array, soft_cap: float | None) -> Array:
 
 def plain(hidden: Array, vocabulary: Array, targets: Array, where: Any = None, soft_cap: float | None = None) -> Array:
     """Three lines of JAX, all logits at once: what one would write, and what errors are measured by."""
-    logits = _logits(hidden, vocabulary, soft_cap)
-    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-    return jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], -1)[..., 0]
+    return at_target(logits(hidden, vocabulary, soft_cap), targets)
+
+
+def at_target(z: Array, targets: Array) -> Array:
+    """The log-softmax of logits `[*positions, V]` at the targets, in float32 or wider."""
+    z = z.astype(jnp.promote_types(z.dtype, jnp.float32))
+    return jnp.take_along_axis(jax.nn.log_softmax(z), targets[..., None], -1)[..., 0]
 
 
 def checkpointed(
@@ -86,9 +90,9 @@ def by_optax(
     """Optax's cross-entropy on all logits."""
     import optax
 
-    logits = _logits(hidden, vocabulary, soft_cap)
-    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-    return -optax.softmax_cross_entropy_with_integer_labels(logits, targets)
+    z = logits(hidden, vocabulary, soft_cap)
+    z = z.astype(jnp.promote_types(z.dtype, jnp.float32))
+    return -optax.softmax_cross_entropy_with_integer_labels(z, targets)
 
 
 def _ours(**options: Any) -> Logps:

@@ -71,11 +71,12 @@ class Task:
 
 def _drawn(case: Case, dtype: str, positions: tuple[int, ...], seed: int) -> tuple[Array, Array, Array]:
     """Hidden states, vocabulary and targets such that logits have a standard deviation of 2."""
-    keys = jax.random.split(jax.random.key(seed), 3)
-    hidden = _SPREAD * jax.random.normal(keys[0], (*positions, case.features), jnp.dtype(dtype))
-    vocabulary = jax.random.normal(keys[1], (case.vocab, case.features), jnp.dtype(dtype)) / math.sqrt(case.features)
-    targets = jax.random.randint(keys[2], positions, 0, case.vocab)
-    return hidden, vocabulary.astype(hidden.dtype), targets
+    rng = np.random.default_rng(seed)
+    hidden = rng.standard_normal((*positions, case.features), np.float32)
+    vocabulary = rng.standard_normal((case.vocab, case.features), np.float32)
+    vocabulary *= _SPREAD / math.sqrt(case.features)
+    targets = rng.integers(0, case.vocab, positions, np.int32)
+    return jnp.asarray(hidden, jnp.dtype(dtype)), jnp.asarray(vocabulary, jnp.dtype(dtype)), jnp.asarray(targets)
 
 
 def logps_task(case: Case, dtype: str, *, seed: int = 0) -> Task:
@@ -112,7 +113,8 @@ def method_task(name: str, case: Case, dtype: str, *, seed: int = 0) -> Task:
     if time < 1:
         raise ValueError(f"{case.tokens[0]} tokens are too few for {_PROMPTS} prompts of {count} responses each.")
     positions = (_PROMPTS, count, time)
-    reference = -math.log(case.vocab) - 1 + 0.1 * jax.random.normal(jax.random.key(seed + 1), positions)
+    noise = np.random.default_rng(seed + 1).standard_normal(positions, np.float32)
+    reference = jnp.asarray(-math.log(case.vocab) - 1 + 0.1 * noise)
     everything = jnp.ones(positions, bool)
     return Task(
         name,
