@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import inspect
 from collections.abc import Callable
@@ -197,20 +196,20 @@ def load_kernel(spec: str, case: Case, dtype: str) -> Kernel:
         rows = function(hidden.reshape(-1, hidden.shape[-1]), vocabulary, targets.reshape(-1))
         return rows.reshape(targets.shape)
 
-    return Kernel(spec, logps, soft_cap=False, losses=True, description="your own")
+    return Kernel(f"{path.name}:{name}", logps, soft_cap=False, losses=True, description="your own")
 
 
 def _check(function: Callable[..., Any], path: Path, case: Case, dtype: str) -> None:
     """Whether the function takes three arrays and gives one number a position."""
     name = getattr(function, "__name__", type(function).__name__)
-    with contextlib.suppress(ValueError):  # built-in functions have no signature
-        try:
-            inspect.signature(function).bind(None, None, None)
-        except TypeError as error:
-            raise ValueError(
-                f"{path}: `{name}{inspect.signature(function)}` was found, but three arrays come in: "
-                f"`{name}(hidden, vocabulary, targets)` ({error})."
-            ) from error
+    try:
+        signature = inspect.signature(function)
+        signature.bind(None, None, None)
+    except TypeError as error:
+        raise ValueError(
+            f"{path}: `{name}{signature}` was found, but three arrays come in: "
+            f"`{name}(hidden, vocabulary, targets)` ({error})."
+        ) from error
     tokens = case.tokens[0]
     shapes = ((tokens, case.features), (case.vocab, case.features), (tokens,))
     dtypes = (jnp.dtype(dtype), jnp.dtype(dtype), jnp.dtype(jnp.int32))

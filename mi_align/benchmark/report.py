@@ -137,7 +137,7 @@ def _ceilings(rows: Sequence[Row]) -> str:
 
 def line(row: Row) -> str:
     """A row as it comes, for the terminal: plain text, one line."""
-    head = f"{row['task']:12.12} {row['shape']:12.12} {row['implementation'] or 'products':16.16} {row['pass']:8}"
+    head = f"{row['task']:12.12} {row['shape']:12.12} {row['implementation'] or 'products':16} {row['pass']:8}"
     if row["status"] == "ceiling":
         took = _seconds(sum(row["product_seconds"].values()))
         return f"{head} {took:>9}  {_rate(row['flops_per_second'], 'FLOP/s'):>12}"
