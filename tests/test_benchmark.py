@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,7 @@ from mi_align.benchmark import harness, kernels, roofline
 from mi_align.benchmark.gate import FACTOR, Gate, exact_rows
 from mi_align.benchmark.measure import measure
 from mi_align.benchmark.program import PASSES, Contender, Program, Skipped, contender
+from mi_align.benchmark.report import COLUMNS
 from mi_align.benchmark.task import LOGPS, NEGATIVES, Task, chosen_methods, logps_task, method_task
 from mi_align.logprobs import token_logps
 from mi_align.logprobs.cases import CASES, MODELS, Case, case_named
@@ -270,6 +273,16 @@ def test_shapes_of_real_models_are_there() -> None:
     assert known["qwen2.5-0.5b"] == (896, 151_936)
     assert CASES["gemma-2-2b"].soft_cap == 30
     assert all({2_048, 65_536} <= set(case.tokens) for case in MODELS)
+
+
+def test_the_page_explains_every_row_and_column() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "benchmarking.md").read_text()
+    rows, columns = page.split("## The rows")[1].split("## The columns")
+    assert all(f"`{name}`" in rows for name in kernels.kernels())
+    explained = {
+        name.strip() for cell in re.findall(r"^\| ([^|]+) \|", columns, re.MULTILINE) for name in cell.split(",")
+    }
+    assert set(COLUMNS) - {"implementation"} <= explained
 
 
 @pytest.mark.parametrize(
