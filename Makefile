@@ -11,10 +11,10 @@ WORKERS ?= auto
 ARGS ?=
 bin := $(VENV)/bin
 
-.PHONY: help setup reproduce test test-slow conformance mutants lint format bench lock readme clean
+.PHONY: help setup reproduce test test-slow conformance mutants lint format bench bench-logprobs lock readme clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## make the environment (done by every target that needs it)
 	@command -v $(PYTHON) >/dev/null || { echo "setup: $(PYTHON) was not found. Install Python >= 3.11, or name one: make PYTHON=/path/to/python"; exit 1; }
@@ -45,6 +45,10 @@ format: setup ## format and fix what can be fixed
 bench: ## time the objectives beside torch, optax and rax; write benchmarks/results/
 	@$(PYTHON) scripts/setup_env.py .venv-conformance conformance
 	@.venv-conformance/bin/python benchmarks/objectives.py --write $(ARGS)
+
+bench-logprobs: ## time loss kernels and whole losses beside torch; write benchmarks/results/
+	@$(PYTHON) scripts/setup_env.py .venv-conformance conformance
+	@.venv-conformance/bin/python benchmarks/logprobs.py --write $(ARGS)
 
 lock: setup ## refresh requirements-dev.txt
 	@$(bin)/uv pip compile -q --universal --generate-hashes --python-version 3.11 --group dev pyproject.toml -o requirements-dev.txt

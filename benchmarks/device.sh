@@ -3,7 +3,8 @@
 #
 #   benchmarks/device.sh [FOLDER]     JSON and Markdown go to FOLDER (default: benchmarks/results/<device>/)
 #
-# PYTHON names an interpreter that has jax, optax, jaxtyping, numpy, and for the tests pytest, mpmath, hypothesis, chex.
+# PYTHON names an interpreter that has jax, optax, jaxtyping, numpy, tyro, rich and matplotlib, and for the tests pytest,
+# mpmath, hypothesis and chex.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PYTHONPATH="$PWD${PYTHONPATH:+:$PYTHONPATH}"
@@ -12,3 +13,4 @@ python=${PYTHON:-python3}
 "$python" -c 'import jax; print(*jax.devices())'
 "$python" -m pytest -q -p no:cacheprovider tests/conformance/test_truth.py
 "$python" benchmarks/objectives.py --sizes 1e4 1e6 1e7 1e8 --write ${1:+--output "$1"}
+"$python" benchmarks/logprobs.py --write ${1:+--output "$1"}

@@ -18,12 +18,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import harness
 import jax
 import jax.numpy as jnp
 import numpy as np
 from objective_cases import CASES, WIDE, Case
 
+from mi_align.benchmark import harness
+
+RESULTS = Path(__file__).parent / "results"
 GATE = 2e-5  # relative to 1 + |value|, in float32; the tests hold every objective to 4 ulp
 
 
@@ -188,7 +190,7 @@ def main() -> None:
     work = [(case, n) for case, n in work if options.only in case.name]
     if not work:
         parser.error(f"no objective's name contains {options.only!r}; there are: {', '.join(c.name for c in CASES)}")
-    folder = options.output or (harness.results_folder() if options.write else None)
+    folder = options.output or (RESULTS / harness.device_name() if options.write else None)
     rows: list[dict[str, Any]] = []
     for case, n in work:
         print(f"{case.name} at {n:,} scores", flush=True)

@@ -18,19 +18,21 @@ _LEARNING = {*_METHODS, "logprobs", "models", "data", "training"}
 #: A room's own name need not be said. `cli` may import everything.
 MAY_IMPORT: dict[str, set[str]] = {
     "checks": set(),
+    "plugins": set(),
     "elementary": set(),
     "numerics": {"elementary"},
     "objectives": _BASE,
     "critics": _BASE,
     "methods": _METHODS,
     "estimation": _METHODS,
-    "equivalences": {*_METHODS, "estimation"},
+    "equivalences": {*_METHODS, "estimation", "plugins"},
     "logprobs": _BASE,
     "models": {*_BASE, "logprobs"},
     "data": {"checks"},
     "training": _LEARNING,
     "reproduction": {*_LEARNING, "equivalences", "estimation"},
-    "cli": {*_LEARNING, "equivalences", "estimation", "reproduction"},
+    "benchmark": {*_METHODS, "logprobs", "equivalences", "plugins"},
+    "cli": {*_LEARNING, "benchmark", "equivalences", "estimation", "reproduction"},
 }
 #: What `import mi_align` gives, by the room it comes from.
 TOP_LEVEL = {"METHODS": "methods", "Method": "methods", "Candidates": "critics"}

@@ -50,6 +50,7 @@ def test_the_code_of_a_page_runs_from_top_to_bottom_and_prints_its_comments(page
 def test_the_pages_that_should_have_code_have_it() -> None:
     assert {name(page) for page in PAGES if any(map(promised, code_blocks(page)))} >= {
         "README.md",
+        "docs/benchmarking.md",
         "docs/choosing.md",
         "docs/extending.md",
     }

@@ -15,13 +15,24 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 
-RESULTS = Path(__file__).parent / "results"
+__all__ = [
+    "device_name",
+    "environment",
+    "keep_freed_memory",
+    "markdown",
+    "median",
+    "origin",
+    "seconds_of",
+    "write",
+]
+
+_ROOT = Path(__file__).resolve().parents[2]
 
 #: glibc gives large freed blocks back to the system, and every fresh output then costs page faults: a copy of 40 MB
 #: took 18 ms instead of 2. These keep the blocks, for every candidate alike: arithmetic and memory are what is timed.
@@ -39,37 +50,50 @@ def keep_freed_memory() -> None:
         os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, **KEEP_MEMORY})
 
 
-def seconds_of(candidates: Mapping[str, Callable[[], Any]], *, budget: float = 1.0) -> dict[str, list[float]]:
-    """Wall-clock samples of each candidate, taken in turn until each has run for about `budget` seconds."""
+def seconds_of(
+    candidates: Mapping[str, Callable[[], Any]],
+    *,
+    budget: float = 1.0,
+    warm_up: int = 2,
+    tick: Callable[[int], None] | None = None,
+) -> dict[str, list[float]]:
+    """Wall-clock samples of each candidate, taken in turn until the slowest has run for about `budget` seconds.
+
+    Args:
+      candidates: blocking calls by name.
+      budget: seconds for the slowest; three rounds are run in any case, and 200 at most.
+      warm_up: untimed calls of each before the first round.
+      tick: told the number of rounds after each.
+    """
     for run in candidates.values():  # compile, page in, warm up
-        run()
-        run()
+        for _ in range(warm_up):
+            run()
     samples: dict[str, list[float]] = {name: [] for name in candidates}
-    slowest = 0.0
-    while not samples or slowest < budget or min(map(len, samples.values())) < 3:
+    slowest, rounds = 0.0, 0
+    while candidates and (rounds < 3 or slowest < budget) and rounds < 200:
         for name, run in candidates.items():
             start = time.perf_counter()
             run()
             samples[name].append(time.perf_counter() - start)
-        slowest = max(sum(times) for times in samples.values())
-        if min(map(len, samples.values())) >= 200:
-            break
+        slowest, rounds = max(sum(times) for times in samples.values()), rounds + 1
+        if tick is not None:
+            tick(rounds)
     return samples
 
 
-def median(samples: list[float]) -> float:
+def median(samples: Sequence[float]) -> float:
     """The median, which a few interruptions do not move."""
     return statistics.median(samples)
 
 
-def results_folder() -> Path:
-    """Where this machine's figures are kept: `results/cpu-2-cores`, `results/nvidia-h100-80gb-hbm3`."""
+def device_name() -> str:
+    """What this machine's figures are filed under: `cpu-2-cores`, `nvidia-h100-80gb-hbm3`."""
     device = jax.devices()[0]
     name = f"cpu-{os.cpu_count()}-cores" if device.platform == "cpu" else device.device_kind
-    return RESULTS / name.lower().replace(" ", "-").replace("/", "-")
+    return name.lower().replace(" ", "-").replace("/", "-")
 
 
-def processor() -> str:
+def _processor() -> str:
     """The processor's model name, where the system tells it."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -81,12 +105,12 @@ def processor() -> str:
 def environment() -> dict[str, Any]:
     """Where and with what a measurement was made."""
     versions = {}
-    for package in ("jax", "jaxlib", "optax", "rax", "torch", "numpy"):
+    for package in ("mi-align", "jax", "jaxlib", "optax", "rax", "torch", "numpy"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
     return {
         "device": jax.devices()[0].device_kind,
-        "processor": processor(),
+        "processor": _processor(),
         "cores": os.cpu_count(),
         "python": platform.python_version(),
         "versions": versions,
@@ -96,26 +120,40 @@ def environment() -> dict[str, Any]:
 
 
 def _git(*arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True)
+    """What git says of the checkout that this package is run from; "" where it was installed without one."""
+    if not (_ROOT / ".git").exists():
+        return ""
+    done = subprocess.run(["git", *arguments], cwd=_ROOT, capture_output=True, text=True)
     return done.stdout.strip()
 
 
-def write(name: str, rows: list[dict[str, Any]], table: str, folder: Path) -> Path:
-    """Keep the rows and where they come from as JSON, and the table as Markdown, in `folder`."""
+def origin(where: Mapping[str, Any]) -> str:
+    """`environment()` as one line."""
+    versions = ", ".join(f"{package} {version}" for package, version in where["versions"].items())
+    dirty = ", with uncommitted changes" if where["dirty"] else ""
+    commit = f"; commit {where['commit']}{dirty}" if where["commit"] else ""
+    return f"{where['processor']}, {where['cores']} cores, {where['device']}; {versions}{commit}"
+
+
+def write(name: str, rows: Sequence[Mapping[str, Any]], table: str, folder: Path, **more: Any) -> Path:
+    """Keep the rows and where they come from as JSON, and the table as Markdown, in `folder`.
+
+    Args:
+      name: of both files, without its ending.
+      rows: what was measured.
+      table: of them.
+      folder: is made if need be.
+      **more: what else the JSON should hold.
+    """
     path = folder / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     where = environment()
-    path.write_text(json.dumps({"environment": where, "rows": rows}, indent=1) + "\n")
-    dirty = ", with uncommitted changes" if where["dirty"] else ""
-    versions = ", ".join(f"{package} {version}" for package, version in where["versions"].items())
-    head = (
-        f"{where['processor']}, {where['cores']} cores, {where['device']}; {versions}; commit {where['commit']}{dirty}"
-    )
-    path.with_suffix(".md").write_text(f"{head}\n\n{table}\n")
+    path.write_text(json.dumps({"environment": where, "rows": list(rows), **more}, indent=1) + "\n")
+    path.with_suffix(".md").write_text(f"{origin(where)}\n\n{table}\n")
     return path
 
 
-def markdown(rows: list[dict[str, Any]], columns: Mapping[str, Callable[[dict[str, Any]], str]]) -> str:
+def markdown(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, Callable[[Any], str]]) -> str:
     """The rows as a Markdown table."""
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     lines += ["| " + " | ".join(show(row) for show in columns.values()) + " |" for row in rows]
