@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-__all__ = ["LOWEST", "PerRow", "Tiles", "contract", "cotangent", "logits_of", "within"]
+__all__ = ["LOWEST", "PerRow", "Tiles", "contract", "cotangent", "inside", "logits_of", "packed", "within"]
 
 #: Where a running maximum starts: finite, so that a bias of −inf, which forbids a token, never meets another −inf.
 LOWEST = float(jnp.finfo(jnp.float32).min)
@@ -89,3 +89,16 @@ def within(x: Array, start: Any, limit: Any, axis: int) -> Array:
     """`x` with 0 where its position along `axis`, counted from `start`, is not below `limit`."""
     position = start + jax.lax.broadcasted_iota(jnp.int32, x.shape, axis)
     return jnp.where(position < limit, x, jnp.zeros((), x.dtype))
+
+
+def inside(targets: Int[Array, " N"], V: int) -> Int[Array, " N"]:
+    """Ids, with −1 for those outside [0, V), so that none meets a column of the padding."""
+    return jnp.where((targets >= 0) & (targets < V), targets, -1).astype(jnp.int32)
+
+
+def packed(row: PerRow, V: int) -> Float[Array, "8 N"]:
+    """What `cotangent` needs of each row, a line each; ids are whole numbers in float32 up to 2²⁴."""
+    if V > 2**24:
+        raise ValueError(f"`vocabulary` has {V} rows, but at most 2²⁴ were wanted: ids travel as float32.")
+    lines = [x.astype(jnp.float32) for x in (inside(row.target, V), *row[1:])]
+    return jnp.stack([*lines, jnp.zeros_like(lines[0])])

@@ -2,8 +2,8 @@
 
 `forward` goes through the vocabulary once with a running log-sum-exp: 2·N·V·D floating-point operations. `backward` is
 two kernels, one for each gradient; each recomputes its logits, so that 8·N·V·D are spent where 4 are unavoidable and 2
-more buy the logits back. A tile's features come in steps, hence D may be as large as it likes; the gradient of the tile's
-own side (rows of tokens, or rows of the vocabulary) stays in the chip's memory until it is whole and is written once.
+more buy the logits back. A tile's features come in steps, hence D may be large; the gradient of the tile's own side
+(rows of tokens, or rows of the vocabulary) stays in the chip's memory until it is whole and is written once.
 
 Edges. Neither N, V nor D need be a multiple of a tile: columns beyond V get the logit −∞ in the forward pass and the
 derivative 0 in the backward pass, and what the chip reads beyond an array's end is replaced before it is multiplied.
@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -28,27 +28,56 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
-from mi_align.logprobs._pallas_common import LOWEST, PerRow, Tiles, contract, cotangent, logits_of, within
+from mi_align.logprobs._pallas_common import (
+    LOWEST,
+    PerRow,
+    Tiles,
+    contract,
+    cotangent,
+    inside,
+    logits_of,
+    packed,
+    within,
+)
 
 __all__ = ["backward", "forward", "tiles_for"]
 
-LANES, SUBLANES = 128, 8
-MIB = 2**20
-#: What a kernel may use of a core's vector memory: half or more of it, the rest stays with the compiler. Elsewhere the
-#: 16 MiB that every kernel gets by default.
-BUDGET = {"TPU v5 lite": 64 * MIB, "TPU v5e": 64 * MIB, "TPU v5": 40 * MIB, "TPU v5p": 40 * MIB}
-BUDGET |= {"TPU v6 lite": 64 * MIB, "TPU v6e": 64 * MIB}
-DEFAULT_BUDGET = 14 * MIB
-#: Float32 copies of a tile of logits that the element-wise part keeps at once.
-COPIES = 4
+LANES, SUBLANES, MIB = 128, 8, 2**20
+
+
+class Chip(NamedTuple):
+    """What the choice of tiles needs to know of a core.
+
+    Attributes:
+      budget: bytes of vector memory that a kernel may use; what is left stays with the compiler.
+      balance: floating-point operations in bfloat16 in the time in which main memory delivers one byte.
+    """
+
+    budget: int
+    balance: float
+
+
+#: By `device_kind`. Elsewhere: the 16 MiB that every kernel gets without asking.
+CHIPS = {
+    **dict.fromkeys(("TPU v5 lite", "TPU v5e"), Chip(64 * MIB, 197e12 / 819e9)),
+    **dict.fromkeys(("TPU v5", "TPU v5p"), Chip(40 * MIB, 459e12 / 2765e9)),
+    **dict.fromkeys(("TPU v6 lite", "TPU v6e"), Chip(64 * MIB, 918e12 / 1638e9)),
+}
+ANY_CHIP = Chip(14 * MIB, 240.0)
+#: Rows of a tile of logits that the element-wise part takes at a time, and how many float32 copies of those it keeps.
+STRIP, COPIES = LANES, 8
+#: Passes through the matrix unit for one product of float32 with all its digits.
+FLOAT32_PASSES = 6
+#: A step of the grid costs about 0.35 µs whatever it does, and 512 × 512 × 512 products take 1.4 µs on a v5e.
+WORTH_A_STEP = 512
 
 
 def tiles_for(N: int, D: int, V: int, dtype: Any, device_kind: str, *, own: str | None = None) -> Tiles:
-    """The tiles of one kernel, from a model of the chip's memory.
+    """The tiles of one kernel, from a model of the chip: see `memory` and `traffic`.
 
-    Of all tiles that fit it takes those with the fewest bytes read for each multiplication, and the smaller of equals.
-    Held at once: two buffers of each input tile; the tile of logits, and `COPIES` of it; for a gradient the derivative in
-    the inputs' dtype, all D features of the own tile in float32, and two buffers of the output.
+    Of the tiles that fit, the smallest whose traffic takes at most two thirds of the time of their arithmetic, but at
+    least `WORTH_A_STEP` each way; where no tile is as frugal, the one with the least traffic. (Large tiles compile
+    slowly: their matmuls are unrolled.)
 
     Args:
       N: tokens.
@@ -59,43 +88,52 @@ def tiles_for(N: int, D: int, V: int, dtype: Any, device_kind: str, *, own: str 
       own: `"rows"` or `"vocabulary"` for the kernel that makes that gradient; default: the forward kernel.
 
     >>> tiles_for(8192, 4096, 128256, "bfloat16", "TPU v5 lite")
-    Tiles(rows=1024, vocabulary=2048, features=1024)
+    Tiles(rows=512, vocabulary=2048, features=1024)
     """
-    features = _features(D)
-    budget = BUDGET.get(device_kind, DEFAULT_BUDGET)
+    chip, features = CHIPS.get(device_kind, ANY_CHIP), _features(D)
     sizes = [LANES * 2**n for n in range(5)]
     fitting = [
-        Tiles(rows, vocabulary, features)
-        for rows in sizes
-        for vocabulary in sizes
-        if (rows < 2 * N and vocabulary < 2 * V) or rows == vocabulary == LANES
-        if rows == vocabulary == LANES or memory(Tiles(rows, vocabulary, features), D, dtype, own) <= budget
+        tiles
+        for tiles in (Tiles(rows, vocabulary, features) for rows in sizes for vocabulary in sizes)
+        if tiles[:2] == (LANES, LANES)
+        or (tiles.rows < 2 * N and tiles.vocabulary < 2 * V and memory(tiles, D, dtype, own) <= chip.budget)
     ]
-    return min(fitting, key=lambda tiles: (_bytes_for_each_product(tiles, own), tiles.rows * tiles.vocabulary))
+    passes = FLOAT32_PASSES if jnp.dtype(dtype) == jnp.float32 else 1
+    enough = 2 / 3 * 2 * passes / chip.balance
+
+    def cost(tiles: Tiles) -> tuple[float, ...]:
+        area, short = tiles.rows * tiles.vocabulary, max(WORTH_A_STEP / min(tiles[:2]), 1)
+        return max(traffic(tiles, D, dtype, own), enough), short, area, memory(tiles, D, dtype, own)
+
+    return min(fitting, key=cost)
 
 
 def _features(D: int) -> int:
-    """All features at once if there are few; else the largest divisor that is a multiple of 128, or, for want of one, 512."""
+    """All features at once if they are few; else the largest divisor of D that is a multiple of 128, or else 512."""
     whole = pl.cdiv(D, LANES) * LANES
     if whole <= 1024:
         return whole
     return max((n for n in range(2 * LANES, 1025, LANES) if D % n == 0), default=512)
 
 
-def _bytes_for_each_product(tiles: Tiles, own: str | None) -> float:
-    rows, vocabulary, _ = tiles
-    if own is None:
-        return 1 / rows + 1 / vocabulary
-    mine, other = (rows, vocabulary) if own == "rows" else (vocabulary, rows)
-    return 1 / other + 2 / mine
+def traffic(tiles: Tiles, D: int, dtype: Any, own: str | None = None) -> float:
+    """Bytes read from main memory for each product; a side whose features come in one step is read once and stays."""
+    mine, other = (tiles.vocabulary, tiles.rows) if own == "vocabulary" else (tiles.rows, tiles.vocabulary)
+    again = 0 if tiles.features >= D else 1
+    elements = 1 / mine + again / other if own is None else (1 + again) / (2 * mine) + again / (2 * other)
+    return jnp.dtype(dtype).itemsize * elements
 
 
 def memory(tiles: Tiles, D: int, dtype: Any, own: str | None = None) -> int:
-    """Bytes of vector memory that a kernel with these tiles holds at once."""
+    """Bytes of vector memory held at once.
+
+    Two buffers of each input tile; the tile of logits and `COPIES` of a strip of it; for a gradient its derivative in
+    the inputs' dtype, all D features of the own tile in float32, and two buffers of the output.
+    """
     rows, vocabulary, features = tiles
     size = jnp.dtype(dtype).itemsize
     inputs = 2 * size * features * (rows + vocabulary)
-    logits = 4 * rows * vocabulary * (1 + COPIES)
+    logits = 4 * rows * vocabulary + 4 * COPIES * STRIP * max(rows, vocabulary)
     if own is None:
         return inputs + logits
     mine = rows if own == "rows" else vocabulary
@@ -148,7 +186,7 @@ def forward(
         pl.BlockSpec((tiles.vocabulary, tiles.features), vocabulary_block),
         row_block,
     ]
-    arrays = [hidden, vocabulary, jnp.where((targets >= 0) & (targets < V), targets, -1).astype(jnp.int32)[None, :]]
+    arrays = [hidden, vocabulary, inside(targets, V)[None, :]]
     if bias is not None:
         in_specs.append(pl.BlockSpec((1, tiles.vocabulary), lambda *at: (0, vocabulary_block(*at)[0])))
         arrays.append(bias[None, :])
@@ -175,7 +213,7 @@ def forward(
 
 
 def _forward(kept: Any, scalars: Any, *refs: Any, tiles: Tiles, V: int, D: int, biased: bool, capped: bool) -> None:
-    """Logits stand as [vocabulary, rows]: the sum over the vocabulary is then one over whole vectors, not within them."""
+    """Logits stand as [vocabulary, rows]: the sum over the vocabulary then adds whole vectors."""
     hidden, vocabulary, targets, *rest = refs
     bias, (target_logit, log_normaliser, products, top, total, chosen) = _optional(rest, biased)
     i, j, k = (pl.program_id(axis) for axis in range(3))
@@ -193,15 +231,19 @@ def _forward(kept: Any, scalars: Any, *refs: Any, tiles: Tiles, V: int, D: int, 
 
         @pl.when(k == last_k)
         def _() -> None:
-            added = None if bias is None else _upright(bias[...])
-            logits = logits_of(products[...], added, scalars[0], scalars[1] if capped else None)
-            column = j * tiles.vocabulary + jax.lax.broadcasted_iota(jnp.int32, logits.shape, 0)
-            logits = jnp.where(column < V, logits, -jnp.inf)
-            chosen[...] += jnp.sum(jnp.where(column == targets[...], logits, 0), axis=0, keepdims=True)
-            higher = jnp.maximum(top[...], jnp.max(logits, axis=0, keepdims=True))
-            here = jnp.sum(jnp.exp(logits - higher), axis=0, keepdims=True)
-            total[...] = total[...] * jnp.exp(top[...] - higher) + here
-            top[...] = higher
+            def strip(start: Any) -> None:
+                here = pl.ds(start, STRIP)
+                added = None if bias is None else _upright(bias[:, here])
+                logits = logits_of(products[here, :], added, scalars[0], scalars[1] if capped else None)
+                column = j * tiles.vocabulary + start + jax.lax.broadcasted_iota(jnp.int32, logits.shape, 0)
+                logits = jnp.where(column < V, logits, -jnp.inf)
+                chosen[...] += jnp.sum(jnp.where(column == targets[...], logits, 0), axis=0, keepdims=True)
+                higher = jnp.maximum(top[...], jnp.max(logits, axis=0, keepdims=True))
+                summed = jnp.sum(jnp.exp(logits - higher), axis=0, keepdims=True)
+                total[...] = total[...] * jnp.exp(top[...] - higher) + summed
+                top[...] = higher
+
+            _strip_by_strip(strip, tiles.vocabulary)
 
     @pl.when((j == last_j) & (k == last_k))
     def _() -> None:
@@ -229,7 +271,7 @@ def backward(
     device_kind: str = "",
     interpret: Any = False,
 ) -> tuple[Float[Array, "N D"], Float[Array, "V D"], Float[Array, " V"] | None]:
-    """Gradients by `hidden`, `vocabulary` and `bias`, in their dtypes; see `PerRow` for what t, a, b, c and m stand for.
+    """Gradients by `hidden`, `vocabulary` and `bias`, in their dtypes; `PerRow` says what t, a, b, c and m are.
 
     Sums are in float32. With half-precision inputs the derivative of a tile is rounded to their dtype before it is
     multiplied, as the operands of a matmul in that dtype are.
@@ -242,13 +284,10 @@ def backward(
       tiles: of the kernel for `hidden`, and of the one for `vocabulary`.
     """
     (N, D), V = hidden.shape, vocabulary.shape[0]
-    if V > 2**24:
-        raise ValueError(f"`vocabulary` has {V} rows, but at most 2²⁴ were wanted: ids travel as float32.")
     for_rows, for_vocabulary = tiles or (
         tiles_for(N, D, V, hidden.dtype, device_kind, own=own) for own in ("rows", "vocabulary")
     )
-    per_row = jnp.stack([x.astype(jnp.float32) for x in PerRow(targets, log_normaliser, t, a, b, c, m)])
-    per_row = jnp.concatenate([per_row, jnp.zeros((SUBLANES - len(per_row), N), jnp.float32)])
+    per_row = packed(PerRow(targets, log_normaliser, t, a, b, c, m), V)
     arguments = (hidden, vocabulary, per_row, bias, _scalars(rows, N, scale, soft_cap), soft_cap is not None, interpret)
     (d_hidden,) = _gradient("rows", *arguments, tiles=for_rows)
     d_vocabulary, *d_bias = _gradient("vocabulary", *arguments, tiles=for_vocabulary)
@@ -296,15 +335,21 @@ def _gradient(
             scratch.append(pltpu.VMEM((size, 1), jnp.float32))
     return pl.pallas_call(
         functools.partial(
-            _backward, tiles=tiles, limit=other.shape[0], D=D, V=vocabulary.shape[0], by_rows=by_rows,
-            biased=bias is not None, capped=capped,
+            _backward,
+            tiles=tiles,
+            limit=other.shape[0],
+            D=D,
+            V=vocabulary.shape[0],
+            by_rows=by_rows,
+            biased=bias is not None,
+            capped=capped,
         ),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=2, grid=grid, in_specs=in_specs, out_specs=out_specs, scratch_shapes=scratch
         ),
         out_shape=out_shape,
         compiler_params=_parameters(memory(tiles, D, hidden.dtype, own)),
-        cost_estimate=_cost(*hidden.shape, vocabulary.shape[0], 4, arrays),
+        cost_estimate=_cost(hidden.shape[0], D, vocabulary.shape[0], 4, arrays),
         name=f"logprobs_backward_{own}",
         interpret=interpret,
     )(*scalars, *arrays)
@@ -342,7 +387,16 @@ def _blocks(by_rows: bool, tiles: Tiles, grid: tuple[int, int, int]) -> dict[str
 
 
 def _backward(
-    kept: Any, scalars: Any, *refs: Any, tiles: Tiles, limit: int, D: int, V: int, by_rows: bool, biased: bool, capped: bool
+    kept: Any,
+    scalars: Any,
+    *refs: Any,
+    tiles: Tiles,
+    limit: int,
+    D: int,
+    V: int,
+    by_rows: bool,
+    biased: bool,
+    capped: bool,
 ) -> None:
     """One step: products of the first half of the steps, gradient in the second; the derivative is made in between."""
     mine, other, per_row, *rest = refs
@@ -364,18 +418,22 @@ def _backward(
 
     @pl.when(used & (q == steps - 1))
     def _() -> None:
-        numbers = _per_row(per_row[...], by_rows)
-        added = None if bias is None else bias[...] if by_rows else _upright(bias[...])
-        soft_cap = scalars[1] if capped else None
-        logits = logits_of(products[...], added, scalars[0], soft_cap)
-        row_axis = 0 if by_rows else 1
-        row = row_tile * tiles.rows + jax.lax.broadcasted_iota(jnp.int32, logits.shape, row_axis)
-        column = column_tile * tiles.vocabulary + jax.lax.broadcasted_iota(jnp.int32, logits.shape, 1 - row_axis)
-        slope = cotangent(logits, column, numbers, soft_cap)
-        slope = jnp.where((row < kept[0]) & (column < V), slope, 0)
-        slopes[...] = slope.astype(slopes.dtype)
-        for total in rest:
-            total[...] += jnp.sum(slope, axis=1, keepdims=True)
+        def strip(start: Any) -> None:
+            here = pl.ds(start, STRIP)
+            added = None if bias is None else bias[...] if by_rows else _upright(bias[:, here])
+            soft_cap = scalars[1] if capped else None
+            logits = logits_of(products[here, :], added, scalars[0], soft_cap)
+            along = [jax.lax.broadcasted_iota(jnp.int32, logits.shape, axis) for axis in (0, 1)]
+            along[0] += start
+            in_row, in_column = along if by_rows else reversed(along)
+            row, column = row_tile * tiles.rows + in_row, column_tile * tiles.vocabulary + in_column
+            slope = cotangent(logits, column, _per_row(per_row, here, by_rows), soft_cap)
+            slope = jnp.where((row < kept[0]) & (column < V), slope, 0)
+            slopes[here, :] = slope.astype(slopes.dtype)
+            for total in rest:
+                total[here, :] += jnp.sum(slope, axis=1, keepdims=True)
+
+        _strip_by_strip(strip, products.shape[0])
 
     @pl.when(used & (q >= steps))
     def _() -> None:
@@ -421,11 +479,16 @@ def _add_products(products: Any, mine: Any, other: Any, k: Any, features: int, D
         products[...] += here
 
 
-def _per_row(packed: Array, by_rows: bool) -> PerRow:
-    """The eight rows of numbers, as columns where rows of tokens run along the first axis."""
-    packed = packed.T if by_rows else packed
-    numbers = [packed[:, n : n + 1] if by_rows else packed[n : n + 1] for n in range(len(PerRow._fields))]
-    return PerRow(numbers[0].astype(jnp.int32), *numbers[1:])
+def _strip_by_strip(strip: Callable[[Any], None], length: int) -> None:
+    """`strip(start)` for each strip of an axis; a loop, for the compiler would unroll whole tiles."""
+    jax.lax.fori_loop(0, length // STRIP, lambda n, _: strip(pl.multiple_of(n * STRIP, STRIP)), None)
+
+
+def _per_row(packed: Any, here: Any, by_rows: bool) -> PerRow:
+    """The eight rows of numbers: one strip of them, as columns, or all where rows run along the second axis."""
+    numbers = packed[:, here].T if by_rows else packed[...]
+    fields = [numbers[:, n : n + 1] if by_rows else numbers[n : n + 1] for n in range(len(PerRow._fields))]
+    return PerRow(fields[0].astype(jnp.int32), *fields[1:])
 
 
 def _upright(row: Array) -> Array:
@@ -453,7 +516,7 @@ def _scalars(rows: Any, N: int, scale: Any, soft_cap: Any) -> tuple[Array, Array
 def _parameters(held: int) -> pltpu.CompilerParams:
     return pltpu.CompilerParams(
         dimension_semantics=("parallel", "arbitrary", "arbitrary"),
-        vmem_limit_bytes=held + 2 * MIB if held > DEFAULT_BUDGET else None,
+        vmem_limit_bytes=held + 2 * MIB if held > ANY_CHIP.budget else None,
     )
 
 
