@@ -231,13 +231,17 @@ def backward(
     arrays = [hidden, vocabulary, *PerRow(*numbers), *([] if bias is None else [bias])]
     factors = _factors(scale, soft_cap)
 
-    def slopes_at(row: Any, column: Any) -> Array:
-        """The derivative by one chunk's logits; 0 wherever another chunk has been, or none is wanted."""
+    def slopes_at(row: Any, column: Any) -> list[Array]:
+        """The derivative by one chunk's logits; 0 wherever another chunk has been, or none is wanted. With a bias also
+        its sums over the rows of each tile, in float32."""
         bounds = jnp.stack([kept, row, _start(row, chunk[0], N), column, _start(column, chunk[1], V)])
+        grid = pl.cdiv(chunk[0], tiles.rows), pl.cdiv(chunk[1], tiles.vocabulary)
+        slopes = jax.ShapeDtypeStruct(chunk, jnp.promote_types(hidden.dtype, vocabulary.dtype))
+        sums = jax.ShapeDtypeStruct((grid[0], chunk[1]), jnp.float32)
         return pl.pallas_call(
-            functools.partial(_slopes, tiles=tiles, capped=soft_cap is not None),
-            grid=(pl.cdiv(chunk[0], tiles.rows), pl.cdiv(chunk[1], tiles.vocabulary)),
-            out_shape=jax.ShapeDtypeStruct(chunk, jnp.promote_types(hidden.dtype, vocabulary.dtype)),
+            functools.partial(_slopes, tiles=tiles, biased=bias is not None, capped=soft_cap is not None),
+            grid=grid,
+            out_shape=[slopes] if bias is None else [slopes, sums],
             compiler_params=plgpu.CompilerParams(num_warps=WARPS, num_stages=STAGES),
             name="logprobs_slopes",
             interpret=interpret,
@@ -266,9 +270,10 @@ def _over_chunks(
             d_hidden, d_v, d_b = carry
             row = _start(i * chunk[0], chunk[0], N)
             h = within(jax.lax.dynamic_slice(hidden, (row, 0), (chunk[0], D)), row, kept, 0)
-            slopes = slopes_at(i * chunk[0], j * chunk[1])
+            slopes, *sums = slopes_at(i * chunk[0], j * chunk[1])
+            d_b = d_b + jnp.sum(sums[0], axis=0) if sums else d_b
             d_hidden = _add_at(d_hidden, scale * contract(slopes, v, (1, 0)), row)
-            return d_hidden, d_v + contract(slopes, h, (0, 0)), d_b + jnp.sum(slopes, axis=0, dtype=jnp.float32)
+            return d_hidden, d_v + contract(slopes, h, (0, 0)), d_b
 
         nothing = jnp.zeros((chunk[1], D), jnp.float32), jnp.zeros(chunk[1], jnp.float32)
         d_hidden, d_v, d_b = jax.lax.fori_loop(0, pl.cdiv(kept, chunk[0]), row_chunk, (d_hidden, *nothing))
@@ -289,13 +294,11 @@ def _add_at(total: Array, part: Array, start: Any) -> Array:
     return jax.lax.dynamic_update_slice_in_dim(total, old + part.astype(total.dtype), start, 0)
 
 
-def _slopes(bounds: Any, factors: Any, *refs: Any, tiles: Tiles, capped: bool) -> None:
+def _slopes(bounds: Any, factors: Any, *refs: Any, tiles: Tiles, biased: bool, capped: bool) -> None:
     """One tile of the derivative by scale·h·v + bias. Bounds: rows that count; wanted and actual row; and column."""
-    (hidden, vocabulary), numbers, (*bias, out) = (
-        refs[:2],
-        refs[2 : 2 + len(PerRow._fields)],
-        refs[2 + len(PerRow._fields) :],
-    )
+    hidden, vocabulary, *rest = refs
+    numbers, rest = rest[: len(PerRow._fields)], rest[len(PerRow._fields) :]
+    bias, (out, *sums) = (rest[:1], rest[1:]) if biased else ([], rest)
     V, i, j = vocabulary.shape[0], pl.program_id(0) * tiles.rows, pl.program_id(1) * tiles.vocabulary
     soft_cap = factors[1] if capped else None
     first_row, first_column = bounds[2] + i, bounds[4] + j
@@ -306,13 +309,12 @@ def _slopes(bounds: Any, factors: Any, *refs: Any, tiles: Tiles, capped: bool) -
     logits = _logits(hidden, vocabulary, bias, first_row, first_column, factors[0], soft_cap, tiles)
     slope = cotangent(logits, column[None, :], per_row, soft_cap)
     wanted = used[:, None] & ((column >= bounds[3]) & (column < V))[None, :]
-    in_reach = (i + jnp.arange(tiles.rows) < out.shape[0])[:, None]
-    in_reach &= (j + jnp.arange(tiles.vocabulary) < out.shape[1])[None, :]
-    plgpu.store(
-        out.at[pl.ds(i, tiles.rows), pl.ds(j, tiles.vocabulary)],
-        jnp.where(wanted, slope, 0).astype(out.dtype),
-        mask=in_reach,
-    )
+    slope = jnp.where(wanted, slope, 0)
+    here, columns = pl.ds(i, tiles.rows), pl.ds(j, tiles.vocabulary)
+    row_in_reach, in_reach = i + jnp.arange(tiles.rows) < out.shape[0], j + jnp.arange(tiles.vocabulary) < out.shape[1]
+    plgpu.store(out.at[here, columns], slope.astype(out.dtype), mask=row_in_reach[:, None] & in_reach[None, :])
+    for total in sums:
+        plgpu.store(total.at[pl.program_id(0), columns], jnp.sum(slope, axis=0), mask=in_reach)
 
 
 def _factors(scale: Any, soft_cap: Any) -> Float[Array, " 2"]:
