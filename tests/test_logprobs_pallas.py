@@ -246,6 +246,24 @@ def test_the_tpu_interpreter_finds_no_race_and_no_read_of_what_was_never_written
     assert "RACE DETECTED" not in capfd.readouterr().out
 
 
+@ways
+def test_a_gradient_that_is_not_wanted_is_none_and_the_other_unchanged(way, rng) -> None:
+    case = draw(rng, 40, 24, 150, bias=True)
+    came = run(way, case)
+    tiles = dict(way.backward) | ({"tiles": (TPU,)} if way.backend is pallas_tpu else {})
+
+    def backward(wanted: tuple[bool, bool]):
+        return way.backend.backward(
+            *case[:4], came[1], *case.weights, scale=SCALE, interpret=True, wanted=wanted, **tiles
+        )
+
+    by_hidden, by_vocabulary = (jax.jit(backward, static_argnums=0)(w) for w in ((True, False), (False, True)))
+    assert by_hidden[1:] == (None, None) and by_vocabulary[0] is None
+    exact = 4 * float(jnp.finfo(jnp.float32).eps)  # sums in another order where one kernel made both
+    for one, both in zip((by_hidden[0], *by_vocabulary[1:]), came[2:], strict=True):
+        assert error(one, np.asarray(both, np.float64)) < exact
+
+
 def test_the_weights_of_common_quantities_are_what_their_docstring_says(rng, x64) -> None:
     z, target, g = jnp.asarray(3 * rng.normal(size=11)), 4, 1.7
     log_normaliser = jax.nn.logsumexp(z)
@@ -272,20 +290,20 @@ MODELS = {"GPT-2": (768, 50257), "Qwen2.5-0.5B": (896, 151936), "Llama-3-8B": (4
 TRITON = export.DisabledSafetyCheck.custom_call("__gpu$xla.gpu.triton")
 
 
-@pytest.mark.parametrize("platform", ["tpu", "cuda"])
+@pytest.mark.parametrize("kind", ["TPU v5 lite", "TPU v5", "NVIDIA H100 80GB HBM3"])
 @pytest.mark.parametrize("model", MODELS)
-def test_both_passes_lower_without_the_hardware(platform, model) -> None:
-    backend = {"tpu": pallas_tpu, "cuda": pallas_gpu}[platform]
+def test_both_passes_lower_without_the_hardware(kind, model) -> None:
+    platform, backend = ("tpu", pallas_tpu) if "TPU" in kind else ("cuda", pallas_gpu)
     (D, V), N = MODELS[model], 8192
     shape = jax.ShapeDtypeStruct
     case = shape((N, D), jnp.bfloat16), shape((V, D), jnp.bfloat16), shape((N,), jnp.int32), shape((V,), jnp.float32)
     number, rows = shape((N,), jnp.float32), shape((), jnp.int32)
 
     def forward(*x):
-        return backend.forward(*x[:4], soft_cap=30.0, rows=x[4])
+        return backend.forward(*x[:4], soft_cap=30.0, rows=x[4], device_kind=kind)
 
     def backward(*x):
-        return backend.backward(*x[:-1], soft_cap=30.0, rows=x[-1])
+        return backend.backward(*x[:-1], soft_cap=30.0, rows=x[-1], device_kind=kind)
 
     for f, arguments in ((forward, (*case, rows)), (backward, (*case, *[number] * 6, rows))):
         program = export.export(jax.jit(f), platforms=[platform], disabled_checks=[TRITON])(*arguments)
@@ -299,7 +317,7 @@ def test_both_passes_lower_without_the_hardware(platform, model) -> None:
 def test_tiles_fit_the_tpu_and_keep_to_its_grain(kind, dtype) -> None:
     budget = pallas_tpu.CHIPS.get(kind, pallas_tpu.ANY_CHIP).budget
     for N, D, V in ((8192, 4096, 128256), (65536, 768, 50257), (2048, 5120, 151936), (100, 3584, 256000), (9, 72, 11)):
-        for own in (None, "rows", "vocabulary"):
+        for own in (None, "rows", "vocabulary", "both"):
             tiles = pallas_tpu.tiles_for(N, D, V, dtype, kind, own=own)
             assert all(n % 128 == 0 for n in tiles)
             assert pallas_tpu.memory(tiles, D, dtype, own) <= budget

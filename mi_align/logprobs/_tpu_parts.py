@@ -124,18 +124,18 @@ def traffic(tiles: Tiles, D: int, dtype: Any, own: str | None = None) -> float:
 def memory(tiles: Tiles, D: int, dtype: Any, own: str | None = None) -> int:
     """Bytes of vector memory held at once.
 
-    Two buffers of each input tile; the tile of logits and `COPIES` of a strip of it; for a gradient its derivative in
-    the inputs' dtype, all D features of the own tile in float32, and two buffers of the output; for both gradients a
-    buffer of the other one and what is to be added to it.
+    Two buffers of each input tile; the tile of logits, what a step adds to it, and `COPIES` of a strip of it; for a
+    gradient the derivative in the inputs' dtype, all D features of the own tile in float32, what a step adds to them,
+    and two buffers of the output; for both gradients a block of the other one, and what a step adds to that.
     """
     rows, vocabulary, features = tiles
     size = jnp.dtype(dtype).itemsize
     inputs = 2 * size * features * (rows + vocabulary)
-    logits = 4 * rows * vocabulary + 4 * COPIES * STRIP * max(rows, vocabulary)
+    logits = 2 * 4 * rows * vocabulary + 4 * COPIES * STRIP * max(rows, vocabulary)
     if own is None:
         return inputs + logits
     mine = rows if own == "rows" else vocabulary
-    gradient = mine * (4 * pl.cdiv(D, features) * features + 2 * size * features)
+    gradient = 4 * mine * (pl.cdiv(D, features) + 1) * features + 2 * size * mine * features
     other = 2 * 4 * rows * features + size * rows * vocabulary if own == "both" else 0
     return inputs + logits + size * rows * vocabulary + gradient + other
 

@@ -73,7 +73,7 @@ def tiles_for(N: int, D: int, V: int, dtype: Any, device_kind: str) -> Tiles:
     """
     size = jnp.dtype(dtype).itemsize
     side = 128 if size <= 2 else 64
-    rows, vocabulary, features = _power_of_two(N, side), _power_of_two(V, side), _power_of_two(D, 64)
+    rows, vocabulary, features = _power_of_two(N, side), _power_of_two(V, side), _power_of_two(D, side // 2)
     shared = next((bytes_ for name, bytes_ in SHARED.items() if name in device_kind), ANY_SHARED)
     while STAGES * size * features * (rows + vocabulary) > shared and features > 16:
         features //= 2
@@ -205,11 +205,12 @@ def backward(
     scale: Any = 1.0,
     soft_cap: Any = None,
     rows: Int[Array, ""] | int | None = None,
+    wanted: tuple[bool, bool] = (True, True),
     tiles: Tiles | None = None,
     chunk: tuple[int, int] = CHUNK,
     device_kind: str = "",
     interpret: bool = False,
-) -> tuple[Float[Array, "N D"], Float[Array, "V D"], Float[Array, " V"] | None]:
+) -> tuple[Float[Array, "N D"] | None, Float[Array, "V D"] | None, Float[Array, " V"] | None]:
     """Gradients by `hidden`, `vocabulary` and `bias`, in their dtypes; `PerRow` says what t, a, b, c and m are.
 
     Sums are in float32. With half-precision inputs the derivative of a chunk is rounded to their dtype before it is
@@ -220,6 +221,8 @@ def backward(
         `interpret` as well.
       log_normaliser: what `forward` returned.
       t: factor of the target's indicator, `[N]`; a, b, c: factors of p, p·z and p²; m: added to every column.
+      wanted: whether the gradient by `hidden` is, and whether those by `vocabulary` and `bias` are; what is not is None
+        and costs nothing.
       tiles: of the kernel.
       chunk: rows and vocabulary of a chunk.
     """
@@ -247,12 +250,22 @@ def backward(
             interpret=interpret,
         )(bounds, factors, *arrays)
 
-    d_hidden, d_vocabulary, d_bias = _over_chunks(slopes_at, hidden, vocabulary, kept, chunk, factors[0])
-    return d_hidden.astype(hidden.dtype), d_vocabulary, None if bias is None else d_bias.astype(bias.dtype)
+    d_hidden, d_vocabulary, d_bias = _over_chunks(slopes_at, hidden, vocabulary, kept, chunk, factors[0], wanted)
+    return (
+        d_hidden.astype(hidden.dtype) if wanted[0] else None,
+        d_vocabulary if wanted[1] else None,
+        d_bias.astype(bias.dtype) if wanted[1] and bias is not None else None,
+    )
 
 
 def _over_chunks(
-    slopes_at: Any, hidden: Array, vocabulary: Array, kept: Array, chunk: tuple[int, int], scale: Array
+    slopes_at: Any,
+    hidden: Array,
+    vocabulary: Array,
+    kept: Array,
+    chunk: tuple[int, int],
+    scale: Array,
+    wanted: tuple[bool, bool],
 ) -> tuple[Array, Array, Array]:
     """Both gradients and that of a bias: for each chunk of the vocabulary all chunks of rows that count.
 
@@ -269,17 +282,24 @@ def _over_chunks(
         def row_chunk(i: Any, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
             d_hidden, d_v, d_b = carry
             row = _start(i * chunk[0], chunk[0], N)
-            h = within(jax.lax.dynamic_slice(hidden, (row, 0), (chunk[0], D)), row, kept, 0)
             slopes, *sums = slopes_at(i * chunk[0], j * chunk[1])
             d_b = d_b + jnp.sum(sums[0], axis=0) if sums else d_b
-            d_hidden = _add_at(d_hidden, scale * contract(slopes, v, (1, 0)), row)
-            return d_hidden, d_v + contract(slopes, h, (0, 0)), d_b
+            if wanted[0]:
+                d_hidden = _add_at(d_hidden, scale * contract(slopes, v, (1, 0)), row)
+            if wanted[1]:
+                h = within(jax.lax.dynamic_slice(hidden, (row, 0), (chunk[0], D)), row, kept, 0)
+                d_v = d_v + contract(slopes, h, (0, 0))
+            return d_hidden, d_v, d_b
 
-        nothing = jnp.zeros((chunk[1], D), jnp.float32), jnp.zeros(chunk[1], jnp.float32)
+        nothing = jnp.zeros((chunk[1], D if wanted[1] else 0), jnp.float32), jnp.zeros(chunk[1], jnp.float32)
         d_hidden, d_v, d_b = jax.lax.fori_loop(0, pl.cdiv(kept, chunk[0]), row_chunk, (d_hidden, *nothing))
+        if not wanted[1]:
+            return d_hidden, d_vocabulary, d_bias
         return d_hidden, _add_at(d_vocabulary, scale * d_v, column), _add_at(d_bias, d_b, column)
 
-    nothing = jnp.zeros((N, D), jnp.float32), jnp.zeros_like(vocabulary), jnp.zeros(V, jnp.float32)
+    shapes = ((N, D) if wanted[0] else (0,)), (vocabulary.shape if wanted[1] else (0,)), (V,)
+    dtypes = jnp.float32, vocabulary.dtype, jnp.float32
+    nothing = tuple(jnp.zeros(shape, dtype) for shape, dtype in zip(shapes, dtypes, strict=True))
     return jax.lax.fori_loop(0, pl.cdiv(V, chunk[1]), vocabulary_chunk, nothing)
 
 

@@ -176,10 +176,11 @@ def backward(
     scale: Any = 1.0,
     soft_cap: Any = None,
     rows: Int[Array, ""] | int | None = None,
+    wanted: tuple[bool, bool] = (True, True),
     tiles: tuple[Tiles, ...] | None = None,
     device_kind: str = "",
     interpret: Any = False,
-) -> tuple[Float[Array, "N D"], Float[Array, "V D"], Float[Array, " V"] | None]:
+) -> tuple[Float[Array, "N D"] | None, Float[Array, "V D"] | None, Float[Array, " V"] | None]:
     """Gradients by `hidden`, `vocabulary` and `bias`, in their dtypes; `PerRow` says what t, a, b, c and m are.
 
     Sums are in float32. With half-precision inputs the derivative of a tile is rounded to their dtype before it is
@@ -190,26 +191,31 @@ def backward(
         `interpret` as well.
       log_normaliser: what `forward` returned.
       t: factor of the target's indicator, `[N]`; a, b, c: factors of p, p·z and p²; m: added to every column.
-      tiles: of the one kernel that makes both gradients; or two, of that for `hidden` and of that for `vocabulary`.
-        Default: one where a kernel has a core for itself, else two, since one goes through its grid in order.
+      wanted: whether the gradient by `hidden` is, and whether those by `vocabulary` and `bias` are; what is not is None
+        and costs nothing.
+      tiles: of each kernel: of the one that makes both gradients, or of those for `hidden` and for `vocabulary`, as far
+        as they are wanted. Default: one kernel where it has a core for itself, since it goes through its grid in order.
     """
     (N, D), V = hidden.shape, vocabulary.shape[0]
-    if tiles is None:
-        alone = CHIPS.get(device_kind, ANY_CHIP).alone
-        tiles = tuple(tiles_for(N, D, V, hidden.dtype, device_kind, own=own) for own in _OWN[1 if alone else 2])
+    alone = CHIPS.get(device_kind, ANY_CHIP).alone if tiles is None else len(tiles) < sum(wanted)
+    kernels = ["both"] if alone and all(wanted) else [own for own, w in zip(_SIDES, wanted, strict=True) if w]
+    tiles = tiles or tuple(tiles_for(N, D, V, hidden.dtype, device_kind, own=own) for own in kernels)
     per_row = packed(PerRow(targets, log_normaliser, t, a, b, c, m), V)
     arguments = hidden, vocabulary, per_row, bias, scalars(rows, N, scale, soft_cap), interpret
-    results = [
-        gradients(Kind(own, each, (N, V, D), bias is not None, soft_cap is not None), *arguments)
-        for own, each in zip(_OWN[len(tiles)], tiles, strict=True)
-    ]
-    if len(tiles) == 1:
-        d_vocabulary, d_hidden, *d_bias = results[0]
-        d_hidden = jnp.asarray(scale, jnp.float32) * d_hidden[:N, :D]
-    else:
-        (d_hidden,), (d_vocabulary, *d_bias) = results
-    return d_hidden.astype(hidden.dtype), d_vocabulary, d_bias[0][0] if d_bias else None
+    results = {
+        own: gradients(Kind(own, each, (N, V, D), bias is not None, soft_cap is not None), *arguments)
+        for own, each in zip(kernels, tiles, strict=True)
+    }
+    if "both" in results:
+        d_vocabulary, d_hidden, *d_bias = results["both"]
+        d_hidden = (jnp.asarray(scale, jnp.float32) * d_hidden[:N, :D]).astype(hidden.dtype)
+        return d_hidden, d_vocabulary, d_bias[0][0] if d_bias else None
+    by_vocabulary = results.get("vocabulary", [])
+    return (
+        results["rows"][0] if wanted[0] else None,
+        by_vocabulary[0] if by_vocabulary else None,
+        by_vocabulary[1][0] if by_vocabulary[1:] else None,
+    )
 
 
-#: The kernels of the backward pass, by their number.
-_OWN = {1: ("both",), 2: ("rows", "vocabulary")}
+_SIDES = ("rows", "vocabulary")
