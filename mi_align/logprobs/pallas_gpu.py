@@ -12,8 +12,8 @@ hidden states' gradient in float32.
 Edges. Neither N, V nor D need be a multiple of anything: loads beyond an end are masked. Chunks of rows beyond `rows`
 cost nothing, and zeros are written there, whatever they hold.
 
-Kernels are lowered through Triton, for Hopper and Ampere alike; they are compiled only where there is a GPU, and have
-been timed on none.
+Kernels go through Triton, for Hopper and Ampere alike. XLA compiles them only where there is a GPU, Triton's own
+compiler also without one (`benchmarks/triton_aot.py`). They have been timed on none.
 
 Letters: N tokens, V vocabulary, D features.
 """
