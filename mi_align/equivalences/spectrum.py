@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 
 __all__ = ["Spectrum", "spectrum"]
 
-#: Sweeps over all pairs of rows, beside one a row. Once off-diagonal entries are small they shrink quadratically: 4 rows
+#: Sweeps over all pairs of rows, beside one a row. Once small, off-diagonal entries shrink quadratically: 4 rows
 #: have converged after six sweeps, 12 rows after eleven, with eigenvalues that are equal after fourteen.
 _SWEEPS = 4
 
