@@ -99,12 +99,17 @@ def masked_sum(
     *,
     axis: Axis = None,
     axis_name: AxisName = None,
+    careful: bool = False,
 ) -> Float[Array, "..."]:
-    """Sum over `axis`, and over the mapped axis `axis_name`, of the entries that `where` keeps."""
+    """Sum over `axis`, and over the mapped axis `axis_name`, of the entries that `where` keeps.
+
+    `careful`: to the last digits however many entries there are, at a quarter of the speed or less. Several sums of the
+    same entries in one program become one loop of XLA's, which adds them up one by one.
+    """
     x, axes = fill(x, where, 0), _axes(x, axis)
     if all(x.shape[a] == 1 for a in axes):
         total = jnp.squeeze(x, axes)  # K = 1: XLA's CPU backend makes a slow loop of a sum over a single entry
-    elif x.size < _ADDED_ONE_BY_ONE and jnp.issubdtype(x.dtype, jnp.floating):
+    elif (careful or x.size < _ADDED_ONE_BY_ONE) and jnp.issubdtype(x.dtype, jnp.floating):
         total = _compensated_sum(x, axes)
     else:
         total = jnp.sum(x, axis=axes)

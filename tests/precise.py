@@ -272,14 +272,9 @@ class Truth:
         return sum(x * abs(self.gradient[path]) for path, x in self.sizes.items())
 
     @functools.cached_property
-    def gradient_condition(self) -> dict[Path, Any]:
-        """The same for every entry of the gradient."""
-        total = dict.fromkeys(self.point, 0)
-        for path, x in self.sizes.items():
-            if x:
-                for p, bend in self.hessian_times({path: x}).items():
-                    total[p] += abs(bend)
-        return total
+    def gradient_condition(self) -> Mapping[Path, Any]:
+        """The same for every entry of the gradient, each worked out when it is asked for."""
+        return _Conditions(self)
 
     @functools.cached_property
     def least_gradient_condition(self) -> dict[Path, Any]:
@@ -293,3 +288,16 @@ class Truth:
             step = self.arithmetic.real(10) ** -(DIGITS // 2)
             ahead = self._evaluate({p: x + step * direction.get(p, 0) for p, x in self.point.items()})[1]
             return {path: (ahead[path] - slope) / step for path, slope in self.gradient.items()}
+
+
+class _Conditions(dict[Path, Any]):
+    """Path -> Σ_q |x_q ∂²f/∂x_path ∂x_q|: one row of the Hessian, and the Hessian is symmetric."""
+
+    def __init__(self, truth: Truth) -> None:
+        super().__init__()
+        self.truth = truth
+
+    def __missing__(self, path: Path) -> Any:
+        row = self.truth.hessian_times({path: 1})
+        self[path] = sum(abs(bend) * self.truth.sizes[q] for q, bend in row.items())
+        return self[path]

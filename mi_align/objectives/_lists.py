@@ -45,5 +45,5 @@ def gaps_to_peak(scores: Array, where: Array | None) -> tuple[Array, Array]:
     pivot = jnp.where(jnp.expand_dims(rest < 1, -1), peak, jax.lax.stop_gradient(peak))
     gap = fill(scores - pivot, others, 0)
     own = peak - pivot  # 0, with a derivative unless the peak is the pivot
-    rest = masked_sum(jnp.exp(gap), others, axis=-1) + expm1(jnp.squeeze(own, -1))
+    rest = masked_sum(jnp.exp(gap), others, axis=-1, careful=True) + expm1(jnp.squeeze(own, -1))
     return jnp.where(is_peak, own, gap), rest

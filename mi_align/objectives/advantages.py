@@ -10,6 +10,7 @@ The group is the last axis. Equal rewards have exactly no advantage, whatever th
 
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
@@ -26,11 +27,14 @@ def _centred(reward: Array, where: Array | None) -> tuple[Float[Array, "*batch G
     checks.candidates(reward, name="reward")
     checks.mask(where, reward, of="`reward`")
     (reward,) = as_float(reward)
-    # Relative to the group's best, so that equal rewards leave no rounding behind.
-    below = fill(reward, where, 0) - pivot(reward, where, axis=-1)
-    mean = masked_mean(below, where, axis=-1)[..., None]
     kept = jnp.broadcast_to(count(reward, where, axis=-1), reward.shape[:-1])[..., None]
-    return fill(below - mean, where, 0), kept
+    # The mean twice: relative to the group's best, so that equal rewards leave no rounding behind, and then relative to
+    # what came of that, where what is left to subtract is no larger than its rounding.
+    best = pivot(reward, where, axis=-1)
+    reward = fill(reward, where, 0)
+    about = jax.lax.stop_gradient(best + masked_mean(reward - best, where, axis=-1)[..., None])
+    rest = masked_mean(reward - about, where, axis=-1)[..., None]
+    return fill(reward - about - rest, where, 0), kept
 
 
 @objective

@@ -168,6 +168,10 @@ def discopop_loss(
     return _discovered(positive - negative, temperature)
 
 
+#: Exponents that are far from an overflow, and whose halves are not far from one, in either precision.
+_LARGE = 80.0
+
+
 @jax.custom_jvp
 def _discovered(u: Float[Array, "*batch"], temperature: Float[Array, "*#batch"]) -> Float[Array, "*batch"]:
     """DiscoPOP's curve; its slopes are written out because e⁻ᵘ overflows where they do not, and cancels elsewhere."""
@@ -180,12 +184,15 @@ def _discovered_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array])
     (u, temperature), (du, dt) = primals, tangents
     v = u / temperature
     logistic, exponential = softplus(-u), _sigmoid_times_exp(v, -u)
+    # The value may overflow where its slope, a part of it, does not: half of a large exponent is multiplied in last.
+    exponent = jax.lax.stop_gradient(jnp.minimum(v, 0) - u)
+    half = jnp.where(exponent > _LARGE, exponent / 2, 0)
     # e⁻ᵘ − log(1 + e⁻ᵘ) cancels for u > 0, where it is w ↦ eʷ − 1 − w at w = log(1 + e⁻ᵘ), and overflows for u < 0.
     excess = sigmoid(v) * exp_excess(jnp.where(u > 0, logistic, 0))
     switch = sigmoid(-v) * jnp.where(u > 0, excess, exponential - sigmoid(v) * logistic)
     above = switch / temperature - (sigmoid(-v) * sigmoid(-u) + exponential)
     falling = sigmoid(-v) * (sigmoid(v) * logistic / temperature + sigmoid(-u))
-    below = exponential * (sigmoid(-v) / temperature - 1) - falling
+    below = _sigmoid_times_exp(v, -u - half) * (sigmoid(-v) / temperature - 1) * jnp.exp(half) - falling
     return _discovered(u, temperature), jnp.where(u > 0, above, below) * du - switch * v / temperature * dt
 
 

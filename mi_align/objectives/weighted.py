@@ -10,6 +10,8 @@ Soft labels of rewards r are softmax(r/α) over the list; α → 0 is the hard l
 
 from __future__ import annotations
 
+import functools
+
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
@@ -19,6 +21,8 @@ from mi_align.objectives._lists import candidates, gaps_to_peak
 from mi_align.objectives._public import objective
 
 __all__ = ["exo_loss", "weighted_info_nce_loss", "weighted_nca_loss"]
+
+_sum = functools.partial(masked_sum, axis=-1, careful=True)
 
 
 @objective
@@ -61,7 +65,7 @@ def weighted_info_nce_loss(
     scores, weights = candidates(scores, where, weights)
     gap, rest = gaps_to_peak(scores, where)
     weights = fill(weights, where, 0)
-    return masked_sum(weights, axis=-1) * log1p(rest) - masked_sum(weights * gap, axis=-1)
+    return _sum(weights) * log1p(rest) - _sum(weights * gap)
 
 
 @objective
@@ -102,8 +106,8 @@ def weighted_nca_loss(
     """
     scores, weights = candidates(scores, where, weights)
     scores, weights = fill(scores, where, 0), fill(weights, where, 0)
-    mixture = masked_sum(softplus(scores), where, axis=-1) / jnp.maximum(count(scores, where, axis=-1), 1)
-    return masked_sum(weights * softplus(-scores), axis=-1) + mixture
+    mixture = _sum(softplus(scores), where) / jnp.maximum(count(scores, where, axis=-1), 1)
+    return _sum(weights * softplus(-scores)) + mixture
 
 
 @objective
@@ -149,4 +153,4 @@ def exo_loss(
     rest = jnp.expand_dims(rest, -1)
     labels = fill(weights, where, 1)
     term = jnp.exp(gap) / (1 + rest) * (gap - log1p(rest) - jnp.log(labels))
-    return masked_sum(jnp.where(labels > 0, term, jnp.inf), where, axis=-1)
+    return _sum(jnp.where(labels > 0, term, jnp.inf), where)

@@ -33,7 +33,7 @@ FLUSHED = 2.0**15
 #: Arguments whose derivative adds terms of both signs: the bound is `ulps` of the sum of their absolute values.
 #: Plackett–Luce pulls a candidate up at its own stage and down at earlier ones.
 SIGNED_SUMS = {"plackett_luce_loss": {"scores"}}
-#: Examples of more numbers than this are spared most second derivatives.
+#: All derivatives of examples of more numbers than this are judged as sums of many terms.
 LONG = 50
 
 #: Objectives that return order statistics: what is kept comes first.
@@ -179,12 +179,11 @@ def gradient_conditions(truth: Truth, path: tuple[Any, ...], *, is_difference: b
     """
     long = len(truth.point) > LONG
     terms = (lambda: truth.spread[path]) if is_difference or long else lambda: 0
-    conditions = [
+    return [
         terms,
         lambda: truth.least_gradient_condition[path] + terms(),
         lambda: truth.gradient_condition[path] + terms(),
     ]
-    return conditions[:2] if long else conditions
 
 
 def _output_mask(case: Case, row: int) -> np.ndarray:
