@@ -15,7 +15,7 @@ import pytest
 from mi_align.benchmark import harness, kernels, roofline
 from mi_align.benchmark.gate import FACTOR, Gate, exact_rows
 from mi_align.benchmark.measure import measure
-from mi_align.benchmark.program import PASSES, Contender, Program, Skipped, contender
+from mi_align.benchmark.program import PASSES, Contender, Memory, Program, Skipped, contender, measured_memory
 from mi_align.benchmark.report import COLUMNS
 from mi_align.benchmark.task import LOGPS, NEGATIVES, Task, chosen_methods, logps_task, method_task
 from mi_align.logprobs import token_logps
@@ -236,6 +236,23 @@ def test_a_program_larger_than_what_is_free_is_not_run(monkeypatch: pytest.Monke
     came = rows(logps_task(TINY, "float32"), contender(kernel(kernels.plain)))
     assert [row["status"] for row in came] == ["skipped", "skipped"]
     assert "GiB are free" in came[0]["reason"]
+
+
+@pytest.mark.parametrize(
+    ("peak_after", "wanted"), [(900, Memory(800, "device statistics")), (500, Memory(7, "compiled program"))]
+)
+def test_memory_is_the_devices_where_a_call_raises_its_peak(
+    peak_after: int, wanted: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    statistics = {"bytes_in_use": 100, "peak_bytes_in_use": 500}
+
+    class Device:
+        def memory_stats(self) -> dict[str, int]:
+            return dict(statistics)
+
+    monkeypatch.setattr(jax, "devices", lambda: [Device()])
+    program = Program(lambda _: statistics.update(peak_bytes_in_use=peak_after), None, Memory(7, "compiled program"))
+    assert measured_memory(program, None) == wanted
 
 
 def test_rows_carry_consistent_numbers() -> None:

@@ -74,9 +74,11 @@ def _timed(task: Task, which: Pass, entries: Mapping[str, _Entry], budget: float
     if not entries:
         return
     calls = roofline.runs(task, which)
+    for call in calls.values():  # compiles; the contenders have run already
+        call()
     calls |= {f"@{name}": _call(entry.program, task) for name, entry in entries.items()}
     samples = harness.seconds_of(
-        calls, budget=budget, warm_up=1, tick=lambda n: say(f"{_title(task)}, {which}: round {n}")
+        calls, budget=budget, warm_up=0, tick=lambda n: say(f"{_title(task)}, {which}: round {n}")
     )
     ceilings = roofline.ceilings(task, which, samples)
     for name, entry in entries.items():

@@ -132,10 +132,10 @@ def _free_bytes() -> int | None:
 def measured_memory(program: Program, argument: Any) -> Memory | None:
     """What one call needs: by the device's statistics where it raises their peak, else as the program says."""
     before = jax.devices()[0].memory_stats()
+    if not before or "peak_bytes_in_use" not in before:
+        return program.memory
     program.run(argument)
-    after = jax.devices()[0].memory_stats()
-    if not before or not after or "peak_bytes_in_use" not in after:
+    peak = (jax.devices()[0].memory_stats() or before)["peak_bytes_in_use"]
+    if peak <= before["peak_bytes_in_use"]:
         return program.memory
-    if after["peak_bytes_in_use"] <= before["peak_bytes_in_use"]:
-        return program.memory
-    return Memory(after["peak_bytes_in_use"] - before["bytes_in_use"], "device statistics")
+    return Memory(peak - before["bytes_in_use"], "device statistics")
