@@ -78,7 +78,8 @@ def token_logps(
       vocabulary: one row a token, `[vocab, features]`: the embedding table where the head is tied to it.
       targets: token ids in [0, vocab), `[..., time]`.
       where: which positions to score, `[..., time]`, True = keep. Default: all.
-      bias: added to the logits, `[vocab]`; −inf removes an entry, such as padding of the vocabulary. Default: none.
+      bias: added to the logits, `[vocab]`; −inf removes an entry, such as padding of the vocabulary, except under a
+        `soft_cap`, which makes it −`soft_cap`. Default: none.
       soft_cap: c > 0 of z = c·tanh(u / c), as in Gemma 2 (30). Default: none.
       temperature: τ > 0. Default 1.
       logit_scale: s. Default 1; Cohere's models and muP have others.
