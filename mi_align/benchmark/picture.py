@@ -55,6 +55,7 @@ def _roofline(axes: Axes, rows: Sequence[Row], ceilings: Sequence[Row], colours:
             alpha=0.9,
         )
     axes.set_xscale("log")
+    axes.tick_params(which="minor", labelsize=9, labelcolor=INK)
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter(lambda y, _: f"{y / 1e9:g}")
     axes.yaxis.set_minor_formatter(lambda y, _: f"{y / 1e9:g}")
@@ -82,8 +83,9 @@ def _memory(axes: Axes, rows: Sequence[Row], colours: Mapping[str, str]) -> None
             markersize=7,
         )
     axes.set_xscale("log")
-    for axis in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
-        axis(lambda x, _: f"{x:.3g}")
+    axes.tick_params(which="minor", labelsize=9, labelcolor=INK)
+    axes.xaxis.set_major_formatter(lambda x, _: f"{x:g}")
+    axes.xaxis.set_minor_formatter(lambda x, _: f"{x:g}" if f"{x:e}"[0] in "25" else "")  # 0.2, 0.5, 1, 2, …
     axes.set_ylim(bottom=0)
     level(axes, 1.0, "the products alone", at=0.35)
     handles = [
