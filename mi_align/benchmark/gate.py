@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -19,7 +20,8 @@ __all__ = ["FACTOR", "Gate", "Verdict", "exact_rows"]
 #: A row may be so many times as far from float64 as the plain way in the same dtype: it sums in another order.
 FACTOR = 2.0
 
-#: Below so many units of float32's rounding no two orders of summation agree.
+#: Below so many units of float32's rounding no two orders of summation agree. The hidden gradient is a sum over the
+#: vocabulary: its rounding walks at random, √V units far, and how far depends on how a product of that size is blocked.
 _FLOOR = 16
 _ENTRIES = 1 << 24  # of the vocabulary's gradient that are compared
 _BLOCK = 1 << 24  # entries of the vocabulary matrix in float64 at a time
@@ -108,8 +110,9 @@ class Gate:
         self._entries = np.unique(np.concatenate([spread, targets, [vocab - 1]]))
         self.truth = self._exactly(targets)
         by_plain = self._plainly().errors(self.truth)
-        floor = _FLOOR * float(jnp.finfo(jnp.float32).eps)
-        self.allowed = {name: max(FACTOR * error, floor) for name, error in by_plain.items()}
+        units = {"value": _FLOOR, "hidden": max(_FLOOR, math.sqrt(vocab)), "vocabulary": _FLOOR}
+        eps = float(jnp.finfo(jnp.float32).eps)
+        self.allowed = {name: max(FACTOR * error, units[name] * eps) for name, error in by_plain.items()}
 
     def judge(self, outputs: Sequence[jax.Array]) -> Verdict:
         """What a contender made at the probe: value, then the gradients in hidden and vocabulary where it has them."""
