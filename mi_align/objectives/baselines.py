@@ -178,7 +178,7 @@ def _marginal_term(excess: Array, alpha: Array) -> Float[Array, "*batch N"]:
     above = excess > 0
     downward = jnp.where(above, -excess, excess)
     small, share = jnp.exp(downward), -expm1(downward) * (1 - alpha)
-    mixture = jnp.where(above, alpha * small + 1 - alpha, alpha + (1 - alpha) * small)
+    mixture = jnp.where(above, alpha * small + (1 - alpha), alpha + (1 - alpha) * small)
     beyond = jnp.where(share > 0, jnp.inf, 0)
     return jnp.where(above, 1, -1) * jnp.where(mixture > 0, share / jnp.where(mixture > 0, mixture, 1), beyond)
 
