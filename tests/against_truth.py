@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from tests.conformance.compare import LONG, Condition, Worst, errors_in_ulps, gradient_conditions, units
+from tests.conformance.compare import FLUSHED, LONG, Condition, Worst, errors_in_ulps, gradient_conditions, units
 from tests.oracles import ORACLES
 from tests.precise import (
     MPFR,
@@ -46,6 +46,7 @@ class Judge:
       hidden: arguments of which the mask `where` drops entries; the formula never sees those.
       in_order: whether the results are order statistics: what is kept comes first.
       slack: by how much the condition number's bound may be exceeded.
+      flushed: what may stand before a factor that was below the smallest normal number, and became 0.
     """
 
     formula: Callable[..., Any]
@@ -58,6 +59,7 @@ class Judge:
     hidden: Collection[str] = ()
     in_order: bool = False
     slack: float = 1
+    flushed: float = FLUSHED
 
     @property
     def range_digits(self) -> int:
@@ -182,12 +184,12 @@ class _Comparison(NamedTuple):
     condition: np.ndarray
 
     @classmethod
-    def of(cls, numbers: list[_Numbers], noise: np.ndarray, dtype: type) -> _Comparison:
+    def of(cls, numbers: list[_Numbers], noise: np.ndarray, judge: Judge) -> _Comparison:
         sizes = [n.got.size for n in numbers]
         owner, place = np.repeat(np.arange(len(sizes)), sizes), np.concatenate([np.arange(n) for n in sizes])
         got, high, low, condition = (np.concatenate(parts) for parts in zip(*numbers, strict=True))
-        error = errors_in_ulps(got, high, low, noise[owner], dtype)
-        return cls(owner, place, got, high, units(high, dtype), error, condition)
+        error = errors_in_ulps(got, high, low, noise[owner], judge.dtype, judge.flushed)
+        return cls(owner, place, got, high, units(high, judge.dtype, judge.flushed), error, condition)
 
 
 def _worst(compared: _Comparison, rows: list[_Row], ulps: float, judge: Judge, conditions: Callable) -> Worst:
@@ -214,7 +216,7 @@ def _worst_value(rows: list[_Row], judge: Judge) -> Worst:
         return [lambda: _truth(row, k, judge, judge.free).condition]
 
     noise = np.array([row.noise for row in rows])
-    compared = _Comparison.of([row.values for row in rows], noise, judge.dtype)
+    compared = _Comparison.of([row.values for row in rows], noise, judge)
     return _worst(compared, rows, judge.value_ulps, judge, conditions)
 
 
@@ -228,7 +230,7 @@ def _worst_slope(rows: list[_Row], judge: Judge) -> Worst:
         return gradient_conditions(truth, path, is_difference=path[0] in judge.differences)
 
     noise = np.array([row.noise for row in rows])
-    compared = _Comparison.of([row.slopes for row in rows], noise, judge.dtype)
+    compared = _Comparison.of([row.slopes for row in rows], noise, judge)
     return _worst(compared, rows, judge.gradient_ulps, judge, conditions)
 
 

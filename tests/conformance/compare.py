@@ -29,6 +29,8 @@ GRADIENT_ULPS = 8
 
 #: XLA flushes factors below the smallest normal number to 0; a coefficient (a count, a logit) may stand before them.
 FLUSHED = 2.0**15
+#: A soft label divides the probability that may have been flushed, and one of 100,000 candidates may be 1e-8.
+FLUSHED_BEFORE = {"exo_loss": 2.0**27}
 
 #: Arguments whose derivative adds terms of both signs: the bound is `ulps` of the sum of their absolute values.
 #: Plackett–Luce pulls a candidate up at its own stage and down at earlier ones.
@@ -113,18 +115,20 @@ def ulp(truth: mpmath.mpf, dtype: Any) -> float:
     return max(float(np.spacing(dtype(abs(float(truth))))), FLUSHED * float(info.tiny))
 
 
-def units(truth: np.ndarray, dtype: Any) -> np.ndarray:
+def units(truth: np.ndarray, dtype: Any, flushed: float = FLUSHED) -> np.ndarray:
     """`ulp` of many numbers; of those beyond the largest float that of the largest."""
     info = np.finfo(dtype)
     size, exponent = np.frexp(np.minimum(np.abs(truth), info.max).astype(dtype))
     spacing = np.ldexp(np.sign(size, dtype=np.float64), exponent - 1 - info.nmant)
-    return np.maximum(spacing, FLUSHED * float(info.tiny))
+    return np.maximum(spacing, flushed * float(info.tiny))
 
 
-def errors_in_ulps(got: np.ndarray, high: np.ndarray, low: np.ndarray, noise: np.ndarray, dtype: Any) -> np.ndarray:
+def errors_in_ulps(
+    got: np.ndarray, high: np.ndarray, low: np.ndarray, noise: np.ndarray, dtype: Any, flushed: float = FLUSHED
+) -> np.ndarray:
     """Many errors at once; the truth is `high + low`, two float64, up to `noise`."""
     with np.errstate(invalid="ignore", over="ignore"):
-        error = np.maximum(np.abs((got - high) - low) - noise, 0) / units(high, dtype)
+        error = np.maximum(np.abs((got - high) - low) - noise, 0) / units(high, dtype, flushed)
     error = np.where(np.isfinite(got), error, np.inf)
     overflows = np.abs(high) > np.finfo(dtype).max
     return np.where(overflows, np.where(got == np.copysign(np.inf, high), 0, np.inf), error)

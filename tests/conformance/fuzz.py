@@ -23,7 +23,7 @@ from tests.against_truth import worst_errors
 from tests.conformance import inputs
 from tests.conformance.cases import LISTS as LIST_NAMES
 from tests.conformance.cases import NAMES, seed_of
-from tests.conformance.compare import SIGNED_SUMS, SORTED, VALUE_ULPS, Worst
+from tests.conformance.compare import FLUSHED, FLUSHED_BEFORE, SIGNED_SUMS, SORTED, VALUE_ULPS, Worst
 from tests.conformance.drawn import BOUNDS, POLICY_GRADIENT
 from tests.oracles import NUMERICS, ORACLES
 
@@ -157,6 +157,7 @@ def _from_signature(name: str) -> Subject:
         "in_order": name in SORTED,
         "differences": SIGNED_SUMS.get(name, ()),
         "value_ulps": VALUE_ULPS.get(name, 4),
+        "flushed": FLUSHED_BEFORE.get(name, FLUSHED),
     }
     return Subject(objective, ORACLES[name], draw, known)
 
