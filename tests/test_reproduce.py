@@ -9,11 +9,14 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 
 from mi_align import reproduction
 from mi_align.cli.main import main
 from mi_align.equivalences import ledger
+from mi_align.reproduction.curve_findings import control_findings
+from mi_align.reproduction.curves import Curves
 from mi_align.reproduction.finding import Finding
 
 TINY = dataclasses.replace(
@@ -120,6 +123,18 @@ def test_the_page_is_well_formed_and_needs_no_network(run: Run) -> None:
     assert not re.search(r"url\(['\"]?http", run.page)
     assert run.page.count("<math") >= len(CLAIMS) + len({c["id"] for c in run.record["language_model"]})
     assert "<script" not in run.page
+
+
+@pytest.mark.parametrize("times", [0.5, 1, 2])
+def test_the_cap_is_judged_on_the_improbable_responses_too(times: float) -> None:
+    """A hundred responses that gained one doubling each, but for the improbable fifth, which gained some times that."""
+    reference = np.random.default_rng(0).permutation(np.linspace(-9.0, -1.0, 100))[None]
+    gain = np.log(2) * np.where(reference < np.quantile(reference, 0.2), times, 1)
+    still = np.zeros((1, 4))
+    curves = Curves(chosen=still, rejected=still, reference=reference, final=reference + gain, epoch=1)
+    step, cap, rare = control_findings({"dpo": curves, "mio": curves}, reproduction.QUICK, (), judged=True)
+    assert step.holds and cap.holds
+    assert rare.holds == (times == 1)
 
 
 def test_a_run_fails_if_a_single_judged_finding_does(run: Run) -> None:
