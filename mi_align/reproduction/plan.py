@@ -19,7 +19,7 @@ class Plan:
       pairs: how many preferences each seed learns.
       batch: of how many of them a step sees; it divides `pairs`.
       steps: how many steps of DPO and of MIO.
-      rate: Adam's learning rate in both.
+      rate: Adam's learning rate in both; over the last fifth of the steps it falls to 0.
       beta: DPO's β. MIO has twice that, so that both begin with one gradient (ledger 20).
       seeds: over how many seeds; each has preferences and an order of its own, and all have one starting point.
       segment: steps in one compiled program, between two ticks of the progress bar; it divides both numbers of steps.

@@ -161,8 +161,8 @@ def _curves(results: Results) -> str:
     plan = results.plan
     text = paragraph(
         f"From one starting point, the model after supervised training, {plan.seeds} seeds each learn {plan.pairs} "
-        f"preferences of their own in batches of {plan.batch}, {plan.steps} steps of Adam at {plan.rate:g}: the pairs "
-        "are seen many times, which is where the late decline shows. DPO's β is "
+        f"preferences of their own in batches of {plan.batch}, {plan.steps} steps of Adam at {plan.rate:g}, falling "
+        "to 0 over the last fifth: the pairs are seen many times, where the late decline shows. DPO's β is "
         f"{plan.beta:g}, MIO's {plan.mio_beta:g}, so that both begin with one gradient. Lines are means over seeds of "
         "running means over an epoch; bands go from the least to the greatest seed."
     )
