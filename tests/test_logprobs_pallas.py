@@ -58,8 +58,9 @@ def draw(rng: np.random.Generator, N: int, D: int, V: int, dtype=jnp.float32, bi
 def program(way: Way, interpret):
     """Forward and backward, compiled once for all cases of one shape."""
 
-    def both(case: Case, soft_cap, rows):
-        arrays, common = case[:4], {"scale": SCALE, "soft_cap": soft_cap, "rows": rows, "interpret": interpret}
+    def both(case: Case, soft_cap, rows, entries):
+        arrays = case[:4]
+        common = {"scale": SCALE, "soft_cap": soft_cap, "rows": rows, "entries": entries, "interpret": interpret}
         target, normaliser = way.backend.forward(*arrays, **dict(way.forward), **common)
         gradients = way.backend.backward(*arrays, normaliser, *case.weights, **dict(way.backward), **common)
         return target, normaliser, *gradients
@@ -67,9 +68,12 @@ def program(way: Way, interpret):
     return jax.jit(both, compiler_options={"xla_backend_optimization_level": 0})  # compiling is what takes the time
 
 
-def run(way: Way, case: Case, *, soft_cap=None, rows=None, interpret=True):
+def run(way: Way, case: Case, *, soft_cap=None, rows=None, entries=None, interpret=True):
     """(target logit, log-normaliser, d hidden, d vocabulary, d bias)."""
-    return program(way, interpret)(case, soft_cap, len(case.targets) if rows is None else rows)
+    rows, entries = (
+        len(x) if n is None else n for x, n in zip((case.targets, case.vocabulary), (rows, entries), strict=True)
+    )
+    return program(way, interpret)(case, soft_cap, rows, entries)
 
 
 def truth(case: Case, *, soft_cap=None, rows=None):
@@ -187,6 +191,24 @@ def test_rows_beyond_the_last_leave_zeros_and_no_trace(way, rows, rng) -> None:
         assert not any(np.asarray(x).any() for x in came)
     else:
         assert max(excess(came, case, rows=rows, soft_cap=2.5)) <= 1
+
+
+@ways
+@pytest.mark.parametrize("entries", [-5, 0, 1, 128, 300])
+def test_entries_beyond_the_last_have_no_probability_and_no_gradient(way, entries, rng) -> None:
+    case = draw(rng, *COMMON, bias=True)
+    case = case._replace(targets=jnp.where(jnp.arange(150) % 3 == 0, 299, 0))
+    spoiled = case._replace(vocabulary=case.vocabulary.at[max(entries, 0) :].set(1e6))
+    came = run(way, spoiled, entries=entries, soft_cap=2.5)
+    assert not came[3][max(entries, 0) :].any() and not came[4][max(entries, 0) :].any()
+    if entries <= 0:
+        assert np.isneginf(came[1]).all() and not came[0].any()
+        return
+    rest = case._replace(vocabulary=case.vocabulary[:entries], bias=case.bias[:entries])
+    here = rest.targets < entries
+    rest = rest._replace(targets=rest.targets % entries, weights=(case.weights[0] * here, *case.weights[1:]))
+    came = (np.where(here, came[0], truth(rest, soft_cap=2.5)[0]), *came[1:3], came[3][:entries], came[4][:entries])
+    assert max(excess(came, rest, soft_cap=2.5)) <= 1
 
 
 @ways

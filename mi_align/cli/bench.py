@@ -35,7 +35,7 @@ class Bench:
     """Of hidden states and vocabulary. Default: float32 on a CPU, bfloat16 elsewhere."""
     implementations: str = ""
     """Comma-separated ways: chunked, reference, memory_budget, frozen_head, half_masked, plain, plain_frozen,
-    checkpoint, optax. Default: all."""
+    checkpoint, optax; pallas_gpu or pallas_tpu on such a device. Default: all."""
     output: Path | None = None
     """Write logprobs.json, logprobs.md and logprobs.png into this folder."""
     json: bool = False

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-__all__ = ["LOWEST", "PerRow", "Tiles", "contract", "cotangent", "inside", "logits_of", "packed", "within"]
+__all__ = ["LOWEST", "PerRow", "Tiles", "contract", "cotangent", "counts", "inside", "logits_of", "packed", "within"]
 
 #: Where a running maximum starts: finite, so that a bias of −inf, which forbids a token, never meets another −inf.
 LOWEST = float(jnp.finfo(jnp.float32).min)
@@ -91,7 +91,13 @@ def within(x: Array, start: Any, limit: Any, axis: int) -> Array:
     return jnp.where(position < limit, x, jnp.zeros((), x.dtype))
 
 
-def inside(targets: Int[Array, " N"], V: int) -> Int[Array, " N"]:
+def counts(rows: Any, N: int, entries: Any, V: int) -> Int[Array, " 2"]:
+    """How many rows count, and how many entries of the vocabulary: None for all, no fewer than 0."""
+    given = ((N if rows is None else rows), N), ((V if entries is None else entries), V)
+    return jnp.stack([jnp.clip(jnp.asarray(number, jnp.int32), 0, most) for number, most in given])
+
+
+def inside(targets: Int[Array, " N"], V: Any) -> Int[Array, " N"]:
     """Ids, with −1 for those outside [0, V), so that none meets a column of the padding."""
     return jnp.where((targets >= 0) & (targets < V), targets, -1).astype(jnp.int32)
 

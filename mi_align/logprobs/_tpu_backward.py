@@ -242,7 +242,7 @@ def _slopes(
         in_row, in_column = along if kind.by_rows else reversed(along)
         row, column = row_tile * kind.tiles.rows + in_row, column_tile * kind.tiles.vocabulary + in_column
         slope = cotangent(logits, column, _per_row(per_row, here, kind.by_rows), soft_cap)
-        slope = jnp.where((row < kept[0]) & (column < kind.shape[1]), slope, 0)
+        slope = jnp.where((row < kept[0]) & (column < kept[1]), slope, 0)
         slopes[here, :] = slope.astype(slopes.dtype)
         for total in totals:
             total[here, :] += jnp.sum(slope, axis=1, keepdims=True)

@@ -176,9 +176,8 @@ def last_row_tile(kept: Any, tiles: Tiles) -> Any:
     return jnp.maximum(pl.cdiv(kept[0], tiles.rows) - 1, 0)
 
 
-def scalars(rows: Any, N: int, scale: Any, soft_cap: Any) -> tuple[Array, Array]:
-    """What the scalar core reads before the first tile: the number of rows; scale and cap."""
-    kept = jnp.minimum(jnp.asarray(N if rows is None else rows, jnp.int32), N).reshape(1)
+def scalars(kept: Array, scale: Any, soft_cap: Any) -> tuple[Array, Array]:
+    """What the scalar core reads before the first tile: `counts` of rows and entries; scale and cap."""
     factors = [jnp.asarray(x, jnp.float32) for x in (scale, 0 if soft_cap is None else soft_cap)]
     return kept, jnp.stack(factors)
 

@@ -16,6 +16,7 @@ from mi_align.logprobs import joined, reference, sharded
 from mi_align.logprobs.contract import Plan, Problem, RowSums
 from mi_align.logprobs.joined import Inputs
 from mi_align.logprobs.layout import Layout
+from mi_align.logprobs.pallas_ways import PALLAS_WAYS
 from mi_align.logprobs.tiles import Tiles, choose, kept_tiles, tile_bytes
 from mi_align.logprobs.ways import REFERENCE, WAYS, chosen
 from mi_align.numerics import accumulation_dtype, fill
@@ -83,7 +84,10 @@ def token_logps(
       soft_cap: c > 0 of z = c·tanh(u / c), as in Gemma 2 (30). Default: none.
       temperature: τ > 0. Default 1.
       logit_scale: s. Default 1; Cohere's models and muP have others.
-      implementation: the way: "auto" (the platform's), "chunked" (XLA) or "reference" (plain, with all logits).
+      implementation: the way: "auto" (the platform's), "chunked" (XLA), "reference" (plain, with all logits), or
+        "pallas_gpu" and "pallas_tpu": kernels in float32 and half precision whose tiles never leave the chip; anywhere
+        else they are interpreted, which is slow. They were compiled for Hopper, Ampere, v5e, v5p and v6e and timed on
+        none, so that "auto" does not take them yet.
       memory_budget: bytes of logits that may be kept from the forward to the backward pass, instead of making them
         again; as many tiles as fit are. Default: `tiles.TILE_BYTES`, which is as much as one tile needs anyway.
       filter_eps: in the backward pass, skip tiles in which every probability is below it and no target lies (gradient
@@ -279,8 +283,11 @@ def _planned(
         checks.number("memory_budget", memory_budget, checks.Range(at_least=0, remedy="It is in bytes."))
     if filter_eps is not None:
         checks.number("filter_eps", filter_eps, checks.Range(above=0, below=1, remedy="Pass None to skip nothing."))
-    if chosen(implementation) == REFERENCE:
+    name = chosen(implementation)
+    if name == REFERENCE:
         return Plan(Tiles(1, 1, 1))
+    if name in PALLAS_WAYS:
+        _check_for_kernels(name, hidden, vocabulary, memory_budget=memory_budget, filter_eps=filter_eps, tiles=given)
     rows, vocab = max(1, jnp.size(hidden) // max(1, jnp.shape(hidden)[-1])), jnp.shape(vocabulary)[0]
     rows, vocab = (rows, vocab) if layout is None else layout.share(rows, vocab)
     dtype = accumulation_dtype(hidden, vocabulary)
@@ -289,6 +296,17 @@ def _planned(
     budget = tile_bytes() if memory_budget is None else memory_budget
     padded = -(-rows // sizes.tail) * sizes.tail
     return Plan(sizes, False, kept_tiles(budget, padded, vocab, sizes, dtype), filter_eps)
+
+
+def _check_for_kernels(name: str, hidden: Array, vocabulary: Array, **options: Any) -> None:
+    """A Pallas kernel refuses what it would not heed."""
+    for option, value in options.items():
+        if value is not None:
+            raise ValueError(
+                f"`{option}` is given beside {name!r}, which has no use for it. Pass 'chunked', or drop it."
+            )
+    if accumulation_dtype(hidden, vocabulary) != jnp.float32:
+        raise TypeError(f"{name!r} computes in float32, but float64 was given. Pass 'chunked', or float32.")
 
 
 def _check(hidden: Any, vocabulary: Any, targets: Any, where: Any, bias: Any) -> None:

@@ -35,6 +35,7 @@ from mi_align.logprobs._pallas_common import (
     Tiles,
     contract,
     cotangent,
+    counts,
     inside,
     logits_of,
     within,
@@ -94,6 +95,7 @@ def forward(
     scale: Any = 1.0,
     soft_cap: Any = None,
     rows: Int[Array, ""] | int | None = None,
+    entries: Int[Array, ""] | int | None = None,
     tiles: Tiles | None = None,
     shares: int | None = None,
     device_kind: str = "",
@@ -104,11 +106,12 @@ def forward(
     Args:
       hidden: last hidden states, `[N, D]`, float32, bfloat16 or float16.
       vocabulary: one row a token of the vocabulary, `[V, D]`.
-      targets: ids, `[N]`; the target logit of an id outside [0, V) is 0.
+      targets: ids, `[N]`; the target logit of an id outside [0, `entries`) is 0.
       bias: added to the logits, `[V]`; −∞ forbids a token.
       scale: factor of h·v.
       soft_cap: logits are soft_cap·tanh(·/soft_cap). Default: no cap.
       rows: how many rows count. Default: all.
+      entries: how many entries of the vocabulary count. Default: all.
       tiles: see `tiles_for`, which is the default.
       shares: into how many parts the vocabulary goes. Default: as many as make `PROGRAMS` programs.
       device_kind: what `tiles_for` is asked for.
@@ -119,8 +122,8 @@ def forward(
     row_tiles, column_tiles = pl.cdiv(N, tiles.rows), pl.cdiv(V, tiles.vocabulary)
     each = pl.cdiv(column_tiles, min(shares or pl.cdiv(PROGRAMS, row_tiles), column_tiles))
     shares = pl.cdiv(column_tiles, each)
-    kept = jnp.minimum(jnp.asarray(N if rows is None else rows, jnp.int32), N)
-    arrays = [hidden, vocabulary, inside(targets, V), *([] if bias is None else [bias])]
+    kept = counts(rows, N, entries, V)
+    arrays = [hidden, vocabulary, inside(targets, kept[1]), *([] if bias is None else [bias])]
     part = jax.ShapeDtypeStruct((shares, N), jnp.float32)
     chosen, top, total = pl.pallas_call(
         functools.partial(_forward, tiles=tiles, each=each, capped=soft_cap is not None),
@@ -129,10 +132,10 @@ def forward(
         compiler_params=plgpu.CompilerParams(num_warps=WARPS, num_stages=STAGES),
         name="logprobs_forward",
         interpret=interpret,
-    )(kept.reshape(1), _factors(scale, soft_cap), *arrays)
+    )(kept, _factors(scale, soft_cap), *arrays)
     highest = jnp.max(top, axis=0)
     log_normaliser = highest + jnp.log(jnp.sum(total * jnp.exp(top - highest[None, :]), axis=0))
-    used = jnp.arange(N) < kept
+    used = jnp.arange(N) < kept[0]
     return jnp.where(used, jnp.sum(chosen, axis=0), 0), jnp.where(used, log_normaliser, 0)
 
 
@@ -151,7 +154,7 @@ def _forward(kept: Any, factors: Any, *refs: Any, tiles: Tiles, each: int, cappe
         start = j * tiles.vocabulary
         logits = _logits(hidden, vocabulary, bias, first_row, start, factors[0], soft_cap, tiles)
         column = (start + jnp.arange(tiles.vocabulary))[None, :]
-        logits = jnp.where(column < V, logits, -jnp.inf)
+        logits = jnp.where(column < kept[1], logits, -jnp.inf)
         chosen = chosen + jnp.sum(jnp.where(column == target[:, None], logits, 0), axis=1)
         higher = jnp.maximum(top, jnp.max(logits, axis=1))
         total = total * jnp.exp(top - higher) + jnp.sum(jnp.exp(logits - higher[:, None]), axis=1)
@@ -205,6 +208,7 @@ def backward(
     scale: Any = 1.0,
     soft_cap: Any = None,
     rows: Int[Array, ""] | int | None = None,
+    entries: Int[Array, ""] | int | None = None,
     wanted: tuple[bool, bool] = (True, True),
     tiles: Tiles | None = None,
     chunk: tuple[int, int] = CHUNK,
@@ -217,8 +221,8 @@ def backward(
     multiplied, as the operands of a matmul in that dtype are.
 
     Args:
-      hidden: as in `forward`; `vocabulary`, `targets`, `bias`, `scale`, `soft_cap`, `rows`, `device_kind` and
-        `interpret` as well.
+      hidden: as in `forward`; `vocabulary`, `targets`, `bias`, `scale`, `soft_cap`, `rows`, `entries`, `device_kind`
+        and `interpret` as well.
       log_normaliser: what `forward` returned.
       t: factor of the target's indicator, `[N]`; a, b, c: factors of p, p·z and p²; m: added to every column.
       wanted: whether the gradient by `hidden` is, and whether those by `vocabulary` and `bias` are; what is not is None
@@ -229,7 +233,7 @@ def backward(
     (N, D), V = hidden.shape, vocabulary.shape[0]
     tiles = tiles or tiles_for(N, D, V, hidden.dtype, device_kind)
     chunk = min(chunk[0], N), min(chunk[1], V)
-    kept = jnp.minimum(jnp.asarray(N if rows is None else rows, jnp.int32), N)
+    kept = counts(rows, N, entries, V)
     numbers = [inside(targets, V), *(x.astype(jnp.float32) for x in (log_normaliser, t, a, b, c, m))]
     arrays = [hidden, vocabulary, *PerRow(*numbers), *([] if bias is None else [bias])]
     factors = _factors(scale, soft_cap)
@@ -237,7 +241,7 @@ def backward(
     def slopes_at(row: Any, column: Any) -> list[Array]:
         """The derivative by one chunk's logits; 0 wherever another chunk has been, or none is wanted. With a bias also
         its sums over the rows of each tile, in float32."""
-        bounds = jnp.stack([kept, row, _start(row, chunk[0], N), column, _start(column, chunk[1], V)])
+        bounds = jnp.stack([*kept, row, _start(row, chunk[0], N), column, _start(column, chunk[1], V)])
         grid = pl.cdiv(chunk[0], tiles.rows), pl.cdiv(chunk[1], tiles.vocabulary)
         slopes = jax.ShapeDtypeStruct(chunk, jnp.promote_types(hidden.dtype, vocabulary.dtype))
         sums = jax.ShapeDtypeStruct((grid[0], chunk[1]), jnp.float32)
@@ -250,7 +254,7 @@ def backward(
             interpret=interpret,
         )(bounds, factors, *arrays)
 
-    d_hidden, d_vocabulary, d_bias = _over_chunks(slopes_at, hidden, vocabulary, kept, chunk, factors[0], wanted)
+    d_hidden, d_vocabulary, d_bias = _over_chunks(slopes_at, hidden, vocabulary, kept[0], chunk, factors[0], wanted)
     return (
         d_hidden.astype(hidden.dtype) if wanted[0] else None,
         d_vocabulary if wanted[1] else None,
@@ -315,20 +319,20 @@ def _add_at(total: Array, part: Array, start: Any) -> Array:
 
 
 def _slopes(bounds: Any, factors: Any, *refs: Any, tiles: Tiles, biased: bool, capped: bool) -> None:
-    """One tile of the derivative by scale·h·v + bias. Bounds: rows that count; wanted and actual row; and column."""
+    """One tile of the derivative by scale·h·v + bias. Bounds: `counts`; wanted and actual row; and column."""
     hidden, vocabulary, *rest = refs
     numbers, rest = rest[: len(PerRow._fields)], rest[len(PerRow._fields) :]
     bias, (out, *sums) = (rest[:1], rest[1:]) if biased else ([], rest)
-    V, i, j = vocabulary.shape[0], pl.program_id(0) * tiles.rows, pl.program_id(1) * tiles.vocabulary
+    i, j = pl.program_id(0) * tiles.rows, pl.program_id(1) * tiles.vocabulary
     soft_cap = factors[1] if capped else None
-    first_row, first_column = bounds[2] + i, bounds[4] + j
+    first_row, first_column = bounds[3] + i, bounds[5] + j
     row, column = first_row + jnp.arange(tiles.rows), first_column + jnp.arange(tiles.vocabulary)
-    used = (row >= bounds[1]) & (row < bounds[0])
+    used = (row >= bounds[2]) & (row < bounds[0])
     rows = pl.ds(first_row, tiles.rows)
     per_row = PerRow(*(plgpu.load(x.at[rows], mask=used, other=0)[:, None] for x in numbers))
     logits = _logits(hidden, vocabulary, bias, first_row, first_column, factors[0], soft_cap, tiles)
     slope = cotangent(logits, column[None, :], per_row, soft_cap)
-    wanted = used[:, None] & ((column >= bounds[3]) & (column < V))[None, :]
+    wanted = used[:, None] & ((column >= bounds[4]) & (column < bounds[1]))[None, :]
     slope = jnp.where(wanted, slope, 0)
     here, columns = pl.ds(i, tiles.rows), pl.ds(j, tiles.vocabulary)
     row_in_reach, in_reach = i + jnp.arange(tiles.rows) < out.shape[0], j + jnp.arange(tiles.vocabulary) < out.shape[1]

@@ -7,9 +7,10 @@ the hidden states' is added to in main memory, in float32. Elsewhere (v5p: two c
 gradient, so that the cores can share its tiles in any order, with logits made twice: 8·N·V·D. A tile's features come in
 steps, hence D may be large.
 
-Edges. Neither N, V nor D need be a multiple of a tile: columns beyond V get the logit −∞ in the forward pass and the
-derivative 0 in the backward pass, and what the chip reads beyond an array's end is replaced before it is multiplied.
-Row tiles beyond `rows` cost no arithmetic and no traffic; zeros are written there, whatever they hold.
+Edges. Neither N, V nor D need be a multiple of a tile: columns beyond V, or beyond `entries`, get the logit −∞ in the
+forward pass and the derivative 0 in the backward pass, and what the chip reads beyond an array's end is replaced before
+it is multiplied. Row tiles beyond `rows` cost no arithmetic and no traffic; zeros are written there, whatever is in
+them.
 
 Layout. One number a token would be padded to 128 by the chip if it lay along the first axis, so that all of them travel
 as eight rows, `[8, N]`, and turn inside the kernel where that is needed.
@@ -29,7 +30,7 @@ from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, Int
 
-from mi_align.logprobs._pallas_common import LOWEST, PerRow, Tiles, inside, logits_of, packed
+from mi_align.logprobs._pallas_common import LOWEST, PerRow, Tiles, counts, inside, logits_of, packed
 from mi_align.logprobs._tpu_backward import Kind, gradients
 from mi_align.logprobs._tpu_parts import (
     ANY_CHIP,
@@ -59,6 +60,7 @@ def forward(
     scale: Any = 1.0,
     soft_cap: Any = None,
     rows: Int[Array, ""] | int | None = None,
+    entries: Int[Array, ""] | int | None = None,
     tiles: Tiles | None = None,
     device_kind: str = "",
     interpret: Any = False,
@@ -68,11 +70,12 @@ def forward(
     Args:
       hidden: last hidden states, `[N, D]`, float32 or bfloat16.
       vocabulary: one row a token of the vocabulary, `[V, D]`.
-      targets: ids, `[N]`; the target logit of an id outside [0, V) is 0.
+      targets: ids, `[N]`; the target logit of an id outside [0, `entries`) is 0.
       bias: added to the logits, `[V]`; −∞ forbids a token.
       scale: factor of h·v.
       soft_cap: logits are soft_cap·tanh(·/soft_cap). Default: no cap.
       rows: how many rows count. Default: all.
+      entries: how many entries of the vocabulary count. Default: all.
       tiles: see `tiles_for`, which is the default.
       device_kind: what `tiles_for` is asked for.
       interpret: `True` or `pltpu.InterpretParams()` run without a TPU.
@@ -95,13 +98,14 @@ def forward(
         pl.BlockSpec((tiles.vocabulary, tiles.features), vocabulary_block),
         row_block,
     ]
-    arrays = [hidden, vocabulary, inside(targets, V)[None, :]]
+    kept = counts(rows, N, entries, V)
+    arrays = [hidden, vocabulary, inside(targets, kept[1])[None, :]]
     if bias is not None:
         in_specs.append(pl.BlockSpec((1, tiles.vocabulary), lambda *at: (0, vocabulary_block(*at)[0])))
         arrays.append(bias[None, :])
     a_row = jax.ShapeDtypeStruct((1, N), jnp.float32)
     target_logit, log_normaliser = pl.pallas_call(
-        functools.partial(_forward, tiles=tiles, V=V, D=D, biased=bias is not None, capped=soft_cap is not None),
+        functools.partial(_forward, tiles=tiles, D=D, biased=bias is not None, capped=soft_cap is not None),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=2,
             grid=grid,
@@ -117,11 +121,11 @@ def forward(
         cost_estimate=cost(N, D, V, 2, arrays),
         name="logprobs_forward",
         interpret=interpret,
-    )(*scalars(rows, N, scale, soft_cap), *arrays)
+    )(*scalars(kept, scale, soft_cap), *arrays)
     return target_logit[0], log_normaliser[0]
 
 
-def _forward(kept: Any, scalars: Any, *refs: Any, tiles: Tiles, V: int, D: int, biased: bool, capped: bool) -> None:
+def _forward(kept: Any, scalars: Any, *refs: Any, tiles: Tiles, D: int, biased: bool, capped: bool) -> None:
     """Logits stand as [vocabulary, rows]: the sum over the vocabulary then adds whole vectors."""
     hidden, vocabulary, targets, *rest = refs
     bias, (target_logit, log_normaliser, products, top, total, chosen) = optional(rest, biased)
@@ -145,7 +149,7 @@ def _forward(kept: Any, scalars: Any, *refs: Any, tiles: Tiles, V: int, D: int, 
                 added = None if bias is None else upright(bias[:, here])
                 logits = logits_of(products[here, :], added, scalars[0], scalars[1] if capped else None)
                 column = j * tiles.vocabulary + start + jax.lax.broadcasted_iota(jnp.int32, logits.shape, 0)
-                logits = jnp.where(column < V, logits, -jnp.inf)
+                logits = jnp.where(column < kept[1], logits, -jnp.inf)
                 chosen[...] += jnp.sum(jnp.where(column == targets[...], logits, 0), axis=0, keepdims=True)
                 higher = jnp.maximum(top[...], jnp.max(logits, axis=0, keepdims=True))
                 summed = jnp.sum(jnp.exp(logits - higher), axis=0, keepdims=True)
@@ -176,6 +180,7 @@ def backward(
     scale: Any = 1.0,
     soft_cap: Any = None,
     rows: Int[Array, ""] | int | None = None,
+    entries: Int[Array, ""] | int | None = None,
     wanted: tuple[bool, bool] = (True, True),
     tiles: tuple[Tiles, ...] | None = None,
     device_kind: str = "",
@@ -187,8 +192,8 @@ def backward(
     multiplied, as the operands of a matmul in that dtype are.
 
     Args:
-      hidden: as in `forward`; `vocabulary`, `targets`, `bias`, `scale`, `soft_cap`, `rows`, `device_kind` and
-        `interpret` as well.
+      hidden: as in `forward`; `vocabulary`, `targets`, `bias`, `scale`, `soft_cap`, `rows`, `entries`, `device_kind`
+        and `interpret` as well.
       log_normaliser: what `forward` returned.
       t: factor of the target's indicator, `[N]`; a, b, c: factors of p, p·z and p²; m: added to every column.
       wanted: whether the gradient by `hidden` is, and whether those by `vocabulary` and `bias` are; what is not is None
@@ -201,7 +206,7 @@ def backward(
     kernels = ["both"] if alone and all(wanted) else [own for own, w in zip(_SIDES, wanted, strict=True) if w]
     tiles = tiles or tuple(tiles_for(N, D, V, hidden.dtype, device_kind, own=own) for own in kernels)
     per_row = packed(PerRow(targets, log_normaliser, t, a, b, c, m), V)
-    arguments = hidden, vocabulary, per_row, bias, scalars(rows, N, scale, soft_cap), interpret
+    arguments = hidden, vocabulary, per_row, bias, scalars(counts(rows, N, entries, V), scale, soft_cap), interpret
     results = {
         own: gradients(Kind(own, each, (N, V, D), bias is not None, soft_cap is not None), *arguments)
         for own, each in zip(kernels, tiles, strict=True)

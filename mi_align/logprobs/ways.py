@@ -7,6 +7,7 @@ import jax
 from mi_align import checks
 from mi_align.logprobs import chunked
 from mi_align.logprobs.joined import Way
+from mi_align.logprobs.pallas_ways import PALLAS_WAYS
 
 __all__ = ["CHOICE", "REFERENCE", "WAYS", "chosen"]
 
@@ -16,9 +17,10 @@ REFERENCE = "reference"
 #: Every way with a hand-written gradient, by its name in `implementation=`.
 WAYS: dict[str, Way] = {
     "chunked": Way("chunked", chunked.forward, chunked.backward, chunked.padded_rows),
+    **PALLAS_WAYS,
 }
 
-#: What `implementation="auto"` takes, by platform.
+#: What `implementation="auto"` takes, by platform: the Pallas kernels were compiled for theirs, but timed on none.
 CHOICE = {"cpu": "chunked", "gpu": "chunked", "tpu": "chunked"}
 
 
