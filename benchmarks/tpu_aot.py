@@ -19,19 +19,21 @@ import importlib.metadata
 import re
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
-import harness
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from mi_align.benchmark import harness
 from mi_align.logprobs import pallas_tpu
 from mi_align.logprobs._pallas_common import contract, logits_of
 
 TOPOLOGIES = {"v5e": "v5e:2x2", "v5p": "v5p:2x2x1", "v6e": "v6e:2x2"}
+RESULTS = Path(__file__).parent / "results"
 TOKENS = 8192
 MIB, GIB = 2**20, 2**30
 
@@ -160,7 +162,7 @@ def main() -> None:
             head = (
                 f"{TOKENS:,} tokens; libtpu {importlib.metadata.version('libtpu')}; nothing here was run on a TPU\n\n"
             )
-            harness.write("logprobs", rows, head + table, harness.RESULTS / "tpu-aot")
+            harness.write("logprobs", rows, head + table, RESULTS / "tpu-aot")
     print(table)
 
 

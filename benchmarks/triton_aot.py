@@ -20,17 +20,18 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import harness
 import jax
 import jaxlib.triton
 import triton
 from jaxlib.mlir import ir
 from triton.backends.compiler import GPUTarget
 
+from mi_align.benchmark import harness
 from mi_align.logprobs import pallas_gpu
 
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")  # as before 3.10; else it warns
 CAPABILITIES = {"Hopper": (90, "NVIDIA H100"), "Ampere": (80, "NVIDIA A100")}
+RESULTS = Path(__file__).parent / "results"
 TOKENS = 8192
 #: features, vocabulary, dtype, soft cap
 HEADS = {
@@ -128,7 +129,7 @@ def main() -> None:
     print(table)
     if given.write:
         head_line = f"triton {triton.__version__}, {TOKENS:,} tokens; nothing here was run on a GPU\n\n"
-        print(harness.write("logprobs", rows, head_line + table, harness.RESULTS / "triton-aot"))
+        print(harness.write("logprobs", rows, head_line + table, RESULTS / "triton-aot"))
 
 
 if __name__ == "__main__":
