@@ -66,7 +66,7 @@ def programs(model: Model, device_kind: str) -> dict[str, Callable[..., Any]]:
         return pallas_tpu.forward(h, v, targets, rows=rows, **options)
 
     def backward(h: Any, v: Any, targets: Any, number: Any, rows: Any) -> Any:
-        return pallas_tpu.backward(h, v, targets, None, *[number] * 6, rows=rows, **options)[:2]
+        return pallas_tpu.backward(h, v, targets, None, *[number] * 7, rows=rows, **options)[:2]
 
     def plain(h: Any, v: Any, targets: Any, number: Any, rows: Any) -> Any:
         def total(h: Any, v: Any) -> Any:

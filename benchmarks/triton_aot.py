@@ -53,7 +53,7 @@ def lowered(head: tuple[int, int, str, float | None], device_kind: str) -> dict[
         return pallas_gpu.forward(h, v, targets, **options)
 
     def backward(h: Any, v: Any, targets: Any, number: Any) -> Any:
-        return pallas_gpu.backward(h, v, targets, None, *[number] * 6, **options)[:2]
+        return pallas_gpu.backward(h, v, targets, None, *[number] * 7, **options)[:2]
 
     passes = {"forward": forward, "backward": backward}
     return {name: jax.jit(f).trace(*arrays).lower(lowering_platforms=("cuda",)) for name, f in passes.items()}

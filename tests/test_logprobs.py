@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from mi_align.logprobs import token_logps
+from mi_align.logprobs import token_logps, token_statistics
 
 BATCH, TIME, FEATURES, VOCAB = 3, 7, 5, 13
 
@@ -108,6 +108,10 @@ def test_wrong_input_is_named() -> None:
         token_logps(hidden, vocabulary, targets.at[1, 2].set(VOCAB))
     with pytest.raises(ValueError, match="`targets` holds -1"):
         token_logps(hidden, vocabulary, targets.at[0, 0].set(-1))
+    with pytest.raises(TypeError, match="`targets` is a list, but an array was wanted"):
+        token_logps(hidden[0, :2], vocabulary, [1, 2])
+    with pytest.raises(ValueError, match="at least one token and feature"):
+        token_logps(hidden[..., :0], vocabulary[:, :0], targets)
 
 
 @pytest.mark.parametrize("outside", [-1, VOCAB])
@@ -115,3 +119,45 @@ def test_under_jit_a_target_outside_the_vocabulary_gives_nan_and_only_there(outs
     hidden, vocabulary, targets, _ = (jnp.asarray(x) for x in case(8))
     came = jax.jit(token_logps)(hidden, vocabulary, targets.at[1, 2].set(outside))
     assert np.argwhere(np.isnan(came)).tolist() == [[1, 2]]
+
+
+every_way = pytest.mark.parametrize("implementation", ["chunked", "reference", "pallas_gpu", "pallas_tpu"])
+
+
+@every_way
+@pytest.mark.parametrize("level", [0.0, 30.0, 3000.0])
+def test_a_nearly_certain_token_keeps_its_digits_however_large_the_logits(implementation: str, level: float) -> None:
+    """log p = −log(1 + e^−12): 6e-6, to half an ulp of 1 + e^−12, where a normaliser of 3000 is known to 2e-4 only."""
+    hidden, vocabulary = jnp.array([[level, 12.0]]), jnp.array([[1.0, 0.0], [1.0, -1.0]])
+    came = token_statistics(hidden, vocabulary, jnp.array([0]), implementation=implementation)
+    p = np.exp([-np.log1p(np.exp(-12.0)), -12 - np.log1p(np.exp(-12.0))])
+    np.testing.assert_allclose(came.logp, np.log(p[:1]), rtol=0, atol=6e-8)
+    np.testing.assert_allclose(came.entropy, [-p @ np.log(p)], rtol=0, atol=7e-8)
+    slope = jax.grad(lambda v: token_logps(hidden, v, jnp.array([0]), implementation=implementation)[0])(vocabulary)
+    np.testing.assert_allclose(slope[1], [-level * p[1], -12 * p[1]], rtol=2e-6)
+
+
+@every_way
+def test_the_gradient_by_a_scale_of_zero_is_a_number(implementation: str) -> None:
+    hidden, vocabulary, targets, where = (jnp.asarray(x, jnp.result_type(x, jnp.float16)) for x in case(9))
+    targets, where = targets.astype(jnp.int32), where.astype(bool)
+
+    def total(scale):
+        return token_logps(
+            hidden, vocabulary, targets, where=where, logit_scale=scale, implementation=implementation
+        ).sum()
+
+    u = np.asarray(hidden, np.float64) @ np.asarray(vocabulary, np.float64).T
+    chosen = np.take_along_axis(u, np.asarray(targets)[..., None], -1)[..., 0]
+    wanted = ((chosen - u.mean(-1)) * np.asarray(where)).sum()
+    np.testing.assert_allclose(jax.grad(total)(0.0), wanted, rtol=1e-5)
+
+
+@every_way
+@pytest.mark.parametrize("shape", [(0, 5), (2, 0, 5)])
+def test_no_positions_are_no_log_probabilities(implementation: str, shape: tuple[int, ...]) -> None:
+    hidden, vocabulary = jnp.zeros(shape), jnp.ones((VOCAB, 5))
+    targets, where = jnp.zeros(shape[:-1], jnp.int32), jnp.zeros(shape[:-1], bool)
+    for mask in (None, where):
+        came = token_logps(hidden, vocabulary, targets, where=mask, implementation=implementation)
+        assert came.shape == shape[:-1]

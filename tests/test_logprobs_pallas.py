@@ -61,15 +61,15 @@ def program(way: Way, interpret):
     def both(case: Case, soft_cap, rows, entries):
         arrays = case[:4]
         common = {"scale": SCALE, "soft_cap": soft_cap, "rows": rows, "entries": entries, "interpret": interpret}
-        target, normaliser = way.backend.forward(*arrays, **dict(way.forward), **common)
-        gradients = way.backend.backward(*arrays, normaliser, *case.weights, **dict(way.backward), **common)
-        return target, normaliser, *gradients
+        target, top, log_mass = way.backend.forward(*arrays, **dict(way.forward), **common)
+        gradients = way.backend.backward(*arrays, top, log_mass, *case.weights, **dict(way.backward), **common)
+        return target, top, log_mass, *gradients
 
     return jax.jit(both, compiler_options={"xla_backend_optimization_level": 0})  # compiling is what takes the time
 
 
 def run(way: Way, case: Case, *, soft_cap=None, rows=None, entries=None, interpret=True):
-    """(target logit, log-normaliser, d hidden, d vocabulary, d bias)."""
+    """(target logit, largest logit, log-mass, d scale·hidden, d vocabulary, d bias)."""
     rows, entries = (
         len(x) if n is None else n for x, n in zip((case.targets, case.vocabulary), (rows, entries), strict=True)
     )
@@ -87,13 +87,14 @@ def truth(case: Case, *, soft_cap=None, rows=None):
     targets = np.asarray(case.targets)[:rows]
     z = SCALE * h @ v.T + (0 if bias is None else bias)
     z = z if soft_cap is None else soft_cap * np.tanh(z / soft_cap)
-    normaliser = np.log(np.exp(z).sum(1))
+    below = z - z.max(1, keepdims=True)
+    log_mass = np.log(np.exp(below).sum(1))
     t, a, b, c, m = (x[:, None] for x in weights)
-    p = np.exp(z - normaliser[:, None])
-    slope = t * (np.arange(len(v)) == targets[:, None]) + p * (a + b * z + c * p) + m
+    p = np.exp(below - log_mass[:, None])
+    slope = t * (np.arange(len(v)) == targets[:, None]) + p * (a + b * below + c * p) + m
     slope = slope if soft_cap is None else slope * (1 - (z / soft_cap) ** 2)
     d_bias = None if bias is None else slope.sum(0)
-    return z[np.arange(len(z)), targets], normaliser, SCALE * slope @ v, SCALE * slope.T @ h, d_bias
+    return z[np.arange(len(z)), targets], z.max(1), log_mass, slope @ v, SCALE * slope.T @ h, d_bias
 
 
 @functools.partial(jax.jit, static_argnames="rows")
@@ -102,23 +103,25 @@ def plain(case: Case, soft_cap=None, rows=None):
     h, targets, weights = case.hidden[:rows], case.targets[:rows], [w[:rows, None] for w in case.weights]
     z = SCALE * contract(h, case.vocabulary, (1, 1)) + (0 if case.bias is None else case.bias[None, :])
     z = z if soft_cap is None else soft_cap * jnp.tanh(z / soft_cap)
-    normaliser = jax.nn.logsumexp(z, axis=1)
+    below = z - jnp.max(z, axis=1, keepdims=True)
+    log_mass = jax.nn.logsumexp(below, axis=1)
     t, a, b, c, m = weights
-    p = jnp.exp(z - normaliser[:, None])
-    slope = t * jax.nn.one_hot(targets, z.shape[1]) + p * (a + b * z + c * p) + m
+    p = jnp.exp(below - log_mass[:, None])
+    slope = t * jax.nn.one_hot(targets, z.shape[1]) + p * (a + b * below + c * p) + m
     slope = slope if soft_cap is None else slope * (1 - jnp.tanh(jnp.arctanh(z / soft_cap)) ** 2)
     rounded = slope.astype(h.dtype)
     return (
         jnp.take_along_axis(z, targets[:, None], 1)[:, 0],
-        normaliser,
-        (SCALE * contract(rounded, case.vocabulary, (1, 0))).astype(h.dtype),
+        jnp.max(z, axis=1),
+        log_mass,
+        contract(rounded, case.vocabulary, (1, 0)).astype(h.dtype),
         (SCALE * contract(rounded, h, (0, 0))).astype(h.dtype),
         None if case.bias is None else slope.sum(0),
     )
 
 
 def error(came, wanted: np.ndarray) -> float:
-    return float(np.abs(np.asarray(came, np.float64) - wanted).max() / np.abs(wanted).max())
+    return float(np.abs(np.asarray(came, np.float64) - wanted).max() / (np.abs(wanted).max() or 1.0))
 
 
 def excess(came, case: Case, **options) -> list[float]:
@@ -129,7 +132,7 @@ def excess(came, case: Case, **options) -> list[float]:
         None if w is None else 1.5 * error(x, w) + 4 * float(jnp.finfo(jnp.float32).eps)
         for x, w in zip(plain(case, **options), truth(case, **options), strict=True)
     ]
-    kept = [x if n == 3 or n == 4 else x[:rows] for n, x in enumerate(came)]
+    kept = [x if n in (4, 5) else x[:rows] for n, x in enumerate(came)]
     return [error(x, w) / e for x, w, e in zip(kept, truth(case, **options), allowed, strict=True) if e is not None]
 
 
@@ -150,7 +153,7 @@ def test_values_and_gradients_are_as_exact_as_the_plain_formula(way, setting, rn
     options = dict(options)
     case = draw(rng, *shape, dtype, options.pop("bias", False))
     came = run(way, case, **options)
-    assert [x.dtype for x in came[:4]] == [jnp.float32, jnp.float32, dtype, dtype]
+    assert [x.dtype for x in came[:5]] == [jnp.float32] * 3 + [dtype, dtype]
     assert max(excess(came, case, **options)) <= 1
 
 
@@ -185,7 +188,7 @@ def test_rows_beyond_the_last_leave_zeros_and_no_trace(way, rows, rng) -> None:
     )
     came, clean = run(way, spoiled, rows=rows, soft_cap=2.5), run(way, case, rows=rows, soft_cap=2.5)
     jax.tree.map(np.testing.assert_array_equal, came, clean)
-    for x in came[:3]:
+    for x in came[:4]:
         assert not np.asarray(x[rows:]).any()
     if rows == 0:
         assert not any(np.asarray(x).any() for x in came)
@@ -200,14 +203,14 @@ def test_entries_beyond_the_last_have_no_probability_and_no_gradient(way, entrie
     case = case._replace(targets=jnp.where(jnp.arange(150) % 3 == 0, 299, 0))
     spoiled = case._replace(vocabulary=case.vocabulary.at[max(entries, 0) :].set(1e6))
     came = run(way, spoiled, entries=entries, soft_cap=2.5)
-    assert not came[3][max(entries, 0) :].any() and not came[4][max(entries, 0) :].any()
+    assert not came[4][max(entries, 0) :].any() and not came[5][max(entries, 0) :].any()
     if entries <= 0:
-        assert np.isneginf(came[1]).all() and not came[0].any()
+        assert np.isneginf(came[2]).all() and not came[0].any()
         return
     rest = case._replace(vocabulary=case.vocabulary[:entries], bias=case.bias[:entries])
     here = rest.targets < entries
     rest = rest._replace(targets=rest.targets % entries, weights=(case.weights[0] * here, *case.weights[1:]))
-    came = (np.where(here, came[0], truth(rest, soft_cap=2.5)[0]), *came[1:3], came[3][:entries], came[4][:entries])
+    came = (np.where(here, came[0], truth(rest, soft_cap=2.5)[0]), *came[1:4], came[4][:entries], came[5][:entries])
     assert max(excess(came, rest, soft_cap=2.5)) <= 1
 
 
@@ -227,18 +230,18 @@ def test_a_forbidden_token_has_no_probability_and_a_whole_forbidden_tile_no_effe
     bias = case.bias.at[:130].set(-jnp.inf)
     case = case._replace(targets=130 + case.targets % 20, weights=(*case.weights[:4], jnp.zeros(40)))
     rest = case._replace(vocabulary=case.vocabulary[130:], bias=bias[130:], targets=case.targets - 130)
-    target, normaliser, d_hidden, d_vocabulary, d_bias = run(way, case._replace(bias=bias))
+    *sums, d_hidden, d_vocabulary, d_bias = run(way, case._replace(bias=bias))
     assert not d_vocabulary[:130].any() and not d_bias[:130].any()
-    assert max(excess((target, normaliser, d_hidden, d_vocabulary[130:], d_bias[130:]), rest)) <= 1
+    assert max(excess((*sums, d_hidden, d_vocabulary[130:], d_bias[130:]), rest)) <= 1
 
 
 @ways
 def test_huge_logits_stay_finite(way, rng) -> None:
     case = draw(rng, 40, 24, 150, bias=True)
     case = case._replace(hidden=1e4 * case.hidden)
-    _, normaliser, *gradients = run(way, case)
+    _, top, log_mass, *gradients = run(way, case)
     z = SCALE * np.asarray(case.hidden, np.float64) @ np.asarray(case.vocabulary, np.float64).T + np.asarray(case.bias)
-    assert error(normaliser, z.max(1)) < 1e-6
+    assert error(top + log_mass, z.max(1)) < 1e-6
     assert all(np.isfinite(x).all() for x in gradients)
 
 
@@ -249,11 +252,11 @@ def test_scale_cap_and_rows_may_be_traced_and_compile_once(backend, rng) -> None
     @jax.jit
     def f(scale, soft_cap, rows):
         traces.append(1)
-        return backend.forward(*case[:3], scale=scale, soft_cap=soft_cap, rows=rows, interpret=True)[1]
+        return backend.forward(*case[:3], scale=scale, soft_cap=soft_cap, rows=rows, interpret=True)[2]
 
     ten, whole = f(SCALE, 2.5, 10), f(SCALE, 2.5, 33)
-    assert not ten[10:].any() and error(whole, truth(case, soft_cap=2.5)[1]) < 1e-6
-    assert error(f(2 * SCALE, 2.5, 33), truth(case._replace(hidden=2 * case.hidden), soft_cap=2.5)[1]) < 1e-6
+    assert not ten[10:].any() and error(whole, truth(case, soft_cap=2.5)[2]) < 1e-6
+    assert error(f(2 * SCALE, 2.5, 33), truth(case._replace(hidden=2 * case.hidden), soft_cap=2.5)[2]) < 1e-6
     assert len(traces) == 1
 
 
@@ -276,21 +279,22 @@ def test_a_gradient_that_is_not_wanted_is_none_and_the_other_unchanged(way, rng)
 
     def backward(wanted: tuple[bool, bool]):
         return way.backend.backward(
-            *case[:4], came[1], *case.weights, scale=SCALE, interpret=True, wanted=wanted, **tiles
+            *case[:4], *came[1:3], *case.weights, scale=SCALE, interpret=True, wanted=wanted, **tiles
         )
 
     by_hidden, by_vocabulary = (jax.jit(backward, static_argnums=0)(w) for w in ((True, False), (False, True)))
     assert by_hidden[1:] == (None, None) and by_vocabulary[0] is None
     exact = 4 * float(jnp.finfo(jnp.float32).eps)  # sums in another order where one kernel made both
-    for one, both in zip((by_hidden[0], *by_vocabulary[1:]), came[2:], strict=True):
+    for one, both in zip((by_hidden[0], *by_vocabulary[1:]), came[3:], strict=True):
         assert error(one, np.asarray(both, np.float64)) < exact
 
 
 def test_the_weights_of_common_quantities_are_what_their_docstring_says(rng, x64) -> None:
     z, target, g = jnp.asarray(3 * rng.normal(size=11)), 4, 1.7
-    log_normaliser = jax.nn.logsumexp(z)
-    p = jnp.exp(z - log_normaliser)
-    entropy, square = log_normaliser - p @ z, p @ p
+    top = jnp.max(z)
+    log_mass = jax.nn.logsumexp(z - top)
+    p = jnp.exp(z - top - log_mass)
+    entropy, square = log_mass - p @ (z - top), p @ p
     none = dict.fromkeys("tabcm", 0.0)
 
     def softmax(x):
@@ -299,12 +303,12 @@ def test_the_weights_of_common_quantities_are_what_their_docstring_says(rng, x64
     claims = {
         "log-probability": (lambda x: x[target] - jax.nn.logsumexp(x), {"t": g, "a": -g}),
         "log-normaliser": (jax.nn.logsumexp, {"a": g}),
-        "entropy": (lambda x: -softmax(x) @ jnp.log(softmax(x)), {"a": g * (log_normaliser - entropy), "b": -g}),
+        "entropy": (lambda x: -softmax(x) @ jnp.log(softmax(x)), {"a": g * (log_mass - entropy), "b": -g}),
         "mean logit": (jnp.mean, {"m": g / 11}),
         "Σp²": (lambda x: softmax(x) @ softmax(x), {"a": -2 * g * square, "c": 2 * g}),
     }
     for name, (f, weights) in claims.items():
-        came = cotangent(z, jnp.arange(11), PerRow(target, log_normaliser, **none | weights), None)
+        came = cotangent(z, jnp.arange(11), PerRow(target, top, log_mass, **none | weights), None)
         np.testing.assert_allclose(came, g * jax.jit(jax.grad(f))(z), atol=1e-14, err_msg=name)
 
 
@@ -327,7 +331,7 @@ def test_both_passes_lower_without_the_hardware(kind, model) -> None:
     def backward(*x):
         return backend.backward(*x[:-1], soft_cap=30.0, rows=x[-1], device_kind=kind)
 
-    for f, arguments in ((forward, (*case, rows)), (backward, (*case, *[number] * 6, rows))):
+    for f, arguments in ((forward, (*case, rows)), (backward, (*case, *[number] * 7, rows))):
         program = export.export(jax.jit(f), platforms=[platform], disabled_checks=[TRITON])(*arguments)
         text = program.mlir_module()
         assert {"tpu": "tpu_custom_call", "cuda": "__gpu$xla.gpu.triton"}[platform] in text
@@ -361,5 +365,5 @@ def test_a_vocabulary_whose_ids_float32_cannot_hold_is_refused() -> None:
     arrays = shape((8, 8), jnp.float32), shape((2**24 + 1, 8), jnp.float32), shape((8,), jnp.int32)
     with pytest.raises(ValueError, match="`vocabulary` has 16777217 rows"):
         jax.eval_shape(
-            lambda h, v, t, n: pallas_tpu.backward(h, v, t, None, *[n] * 6), *arrays, arrays[0].update(shape=(8,))
+            lambda h, v, t, n: pallas_tpu.backward(h, v, t, None, *[n] * 7), *arrays, arrays[0].update(shape=(8,))
         )

@@ -35,22 +35,24 @@ class Tiles(NamedTuple):
 class PerRow(NamedTuple):
     """What the derivative of a loss needs to know about each token; all in float32.
 
-    The loss's derivative by the capped logits z is  t·onehot + p·(a + b·z + c·p) + m,  p = exp(z − log_normaliser):
-    a log-probability has t = g, a = −g; the log-normaliser a = g; the entropy a = g·(log_normaliser − entropy),
-    b = −g; the mean logit over the vocabulary m = g/V; Σp² has a = −2g·Σp², c = 2g.
+    The loss's derivative by the capped logits z is  t·onehot + p·(a + b·(z − top) + c·p) + m,
+    p = exp(z − top − log_mass): a log-probability has t = g, a = −g; the log-normaliser a = g; the entropy
+    a = g·(log_mass − entropy), b = −g; the mean logit over the vocabulary m = g/V; Σp² has a = −2g·Σp², c = 2g.
 
     Attributes:
       target: token id; one outside the vocabulary meets no column.
-      log_normaliser: log Σ eᶻ of the row.
+      top: the row's largest logit.
+      log_mass: log Σ exp(z − top) of the row.
       t: factor of the target's indicator.
       a: factor of p.
-      b: factor of p·z.
+      b: factor of p·(z − top).
       c: factor of p².
       m: the same for every column.
     """
 
     target: Array
-    log_normaliser: Array
+    top: Array
+    log_mass: Array
     t: Array
     a: Array
     b: Array
@@ -79,8 +81,9 @@ def logits_of(products: Array, bias: Array | None, scale: Any, soft_cap: Any) ->
 
 def cotangent(logits: Array, column: Int[Array, "..."], row: PerRow, soft_cap: Any) -> Array:
     """The loss's derivative by scale·h·v + bias, for a tile of capped logits and the numbers of its columns."""
-    p = jnp.exp(logits - row.log_normaliser)
-    finite = jnp.where(p > 0, logits, 0)  # a forbidden token's logit is −inf, and 0 · inf no number
+    below = logits - row.top
+    p = jnp.exp(below - row.log_mass)
+    finite = jnp.where(p > 0, below, 0)  # a forbidden token's logit is −inf, and 0 · inf no number
     slope = p * (row.a + row.b * finite + row.c * p) + row.m + jnp.where(column == row.target, row.t, 0)
     return slope if soft_cap is None else slope * (1 - jnp.square(logits / soft_cap))
 
@@ -107,4 +110,4 @@ def packed(row: PerRow, V: int) -> Float[Array, "8 N"]:
     if V > 2**24:
         raise ValueError(f"`vocabulary` has {V} rows, but at most 2²⁴ were wanted: ids travel as float32.")
     lines = [x.astype(jnp.float32) for x in (inside(row.target, V), *row[1:])]
-    return jnp.stack([*lines, jnp.zeros_like(lines[0])])
+    return jnp.stack(lines)

@@ -210,7 +210,8 @@ def _kernel(kept: Any, scalars: Any, *refs: Any, kind: Kind) -> None:
 
     @pl.when(last & back)
     def _() -> None:
-        out[...] = (scalars[0] * gradient[2 * steps - 1 - q]).astype(out.dtype)
+        whole = gradient[2 * steps - 1 - q]
+        out[...] = (whole if by_rows else scalars[0] * whole).astype(out.dtype)
 
     @pl.when(last & (q == 2 * steps - 1))
     def _() -> None:

@@ -72,7 +72,7 @@ def token_logps(
     The `[..., time, vocab]` logits are never held: they are made tile by tile, and again in the backward pass.
     Positions under the mask cost nothing, under `jit` too. Gradients that nobody asks for cost nothing: where
     the vocabulary matrix and the bias are constants (a frozen head), forward and backward together cost half as much.
-    The derivative is written by hand, and only backwards and once; `implementation="reference"` has every derivative.
+    The derivative is written by hand for one backward pass; `implementation="reference"` has every derivative.
 
     Args:
       hidden: last hidden states, `[..., time, features]`.
@@ -85,9 +85,10 @@ def token_logps(
       temperature: τ > 0. Default 1.
       logit_scale: s. Default 1; Cohere's models and muP have others.
       implementation: the way: "auto" (the platform's), "chunked" (XLA), "reference" (plain, with all logits), or
-        "pallas_gpu" and "pallas_tpu": kernels in float32 and half precision whose tiles never leave the chip; anywhere
-        else they are interpreted, which is slow. They were compiled for Hopper, Ampere, v5e, v5p and v6e and timed on
-        none, so that "auto" does not take them yet.
+        "pallas_gpu" and "pallas_tpu": kernels in float32 and half precision whose tiles never leave the chip (forward
+        passes of `token_statistics` and of frozen heads are "chunked"'s); on other platforms they are interpreted,
+        which is slow. They were compiled for Hopper, Ampere, v5e, v5p and v6e and timed on none, so that "auto" does
+        not take them yet.
       memory_budget: bytes of logits that may be kept from the forward to the backward pass, instead of making them
         again; as many tiles as fit are. Default: `tiles.TILE_BYTES`, which is as much as one tile needs anyway.
       filter_eps: in the backward pass, skip tiles in which every probability is below it and no target lies (gradient
@@ -118,7 +119,8 @@ def token_logps(
     _check(hidden, vocabulary, targets, where, bias)
     folded = _folded(hidden, vocabulary, bias, soft_cap, temperature, logit_scale)
     plan = _planned(hidden, vocabulary, where, implementation, memory_budget, filter_eps, tiles, layout)
-    return _logps(hidden, vocabulary, targets, where, *folded, way=chosen(implementation), plan=plan, layout=layout)
+    way = _way(implementation, targets)
+    return _logps(hidden, vocabulary, targets, where, *folded, way=way, plan=plan, layout=layout)
 
 
 def token_statistics(
@@ -159,9 +161,13 @@ def token_statistics(
     folded = _folded(hidden, vocabulary, bias, soft_cap, temperature, logit_scale)
     plan = _planned(hidden, vocabulary, where, implementation, memory_budget, filter_eps, tiles, layout)
     plan = dataclasses.replace(plan, statistics=True)
-    return _statistics(
-        hidden, vocabulary, targets, where, *folded, way=chosen(implementation), plan=plan, layout=layout
-    )
+    way = _way(implementation, targets)
+    return _statistics(hidden, vocabulary, targets, where, *folded, way=way, plan=plan, layout=layout)
+
+
+def _way(implementation: str, targets: Array) -> str:
+    """The name of a way; no tiles go over no positions."""
+    return chosen(implementation) if jnp.size(targets) else REFERENCE
 
 
 @functools.partial(jax.jit, static_argnames=("way", "plan", "layout"))
@@ -179,7 +185,7 @@ def _logps(
     layout: Layout | None,
 ) -> Array:
     inside, sums = _rows(hidden, vocabulary, targets, where, bias, scale, soft_cap, way, plan, layout)
-    return _finished(sums.target_logit - sums.log_normaliser, inside, where, jnp.shape(targets))
+    return _finished(_logp(sums), inside, where, jnp.shape(targets))
 
 
 @functools.partial(jax.jit, static_argnames=("way", "plan", "layout"))
@@ -197,14 +203,14 @@ def _statistics(
     layout: Layout | None,
 ) -> TokenStatistics:
     inside, sums = _rows(hidden, vocabulary, targets, where, bias, scale, soft_cap, way, plan, layout)
-    expected, squares, mean, best = sums.expected_logit, sums.sum_squares, sums.mean_logit, sums.argmax
-    assert expected is not None and squares is not None and mean is not None and best is not None
+    gap, squares, mean, best = sums.gap, sums.sum_squares, sums.mean_logit, sums.argmax
+    assert gap is not None and squares is not None and mean is not None and best is not None
     shape = jnp.shape(targets)
     hit = (best == targets.reshape(-1)) & inside
     return TokenStatistics(
-        logp=_finished(sums.target_logit - sums.log_normaliser, inside, where, shape),
-        log_normaliser=_finished(sums.log_normaliser, None, where, shape),
-        entropy=_finished(sums.log_normaliser - expected, None, where, shape),
+        logp=_finished(_logp(sums), inside, where, shape),
+        log_normaliser=_finished(sums.top + sums.log_mass, None, where, shape),
+        entropy=_finished(sums.log_mass - gap, None, where, shape),
         mean_logit=_finished(mean, None, where, shape),
         sum_squares=_finished(squares, None, where, shape),
         hit=hit.reshape(shape) if where is None else hit.reshape(shape) & where,
@@ -235,6 +241,11 @@ def _rows(
     if layout is None:
         return inside, joined.row_sums(WAYS[way], plan, inputs)
     return inside, sharded.row_sums(layout, WAYS[way], plan, inputs)
+
+
+def _logp(sums: RowSums) -> Array:
+    """log p of the target. The normaliser is not added up first: where logits are large it would lose these digits."""
+    return (sums.target_logit - sums.top) - sums.log_mass
 
 
 def _finished(values: Array, inside: Array | None, where: Array | None, shape: tuple[int, ...]) -> Array:
@@ -311,13 +322,13 @@ def _check_for_kernels(name: str, hidden: Array, vocabulary: Array, **options: A
 
 def _check(hidden: Any, vocabulary: Any, targets: Any, where: Any, bias: Any) -> None:
     checks.floating(hidden=hidden, vocabulary=vocabulary)
-    if not jnp.issubdtype(jnp.result_type(targets), jnp.integer):
-        raise TypeError(f"`targets` has dtype {jnp.result_type(targets)}, but integer token ids were wanted.")
-    if jnp.ndim(vocabulary) != 2 or jnp.shape(hidden)[-1:] != jnp.shape(vocabulary)[1:]:
+    checks.integers(targets=targets)
+    shapes = jnp.shape(hidden), jnp.shape(vocabulary)
+    if len(shapes[1]) != 2 or shapes[0][-1:] != shapes[1][1:] or 0 in shapes[1]:
         raise ValueError(
-            f"`hidden` has shape {list(jnp.shape(hidden))} and `vocabulary` {list(jnp.shape(vocabulary))}, but "
-            "[..., time, features] and [vocab, features] were wanted: one row a token (a linear layer's kernel, "
-            "transposed)."
+            f"`hidden` has shape {list(shapes[0])} and `vocabulary` {list(shapes[1])}, but [..., time, features] and "
+            "[vocab, features] were wanted, with at least one token and feature: one row a token (a linear layer's "
+            "kernel, transposed)."
         )
     if jnp.shape(targets) != jnp.shape(hidden)[:-1]:
         raise ValueError(

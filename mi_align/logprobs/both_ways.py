@@ -1,4 +1,4 @@
-"""Normalisers of all rows and all columns of scale · x yᵀ in one pass over its tiles, which are never held together.
+"""InfoNCE along all rows and all columns of scale · x yᵀ in one pass over its tiles, which are never held together.
 
 Each tile of scores serves both directions, and backwards both directions' gradients meet in one tile before they are
 multiplied with the embeddings: four products where two passes of `token_logps` have eight. What is done to a tile is
@@ -15,26 +15,24 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from mi_align.logprobs.contract import Coefficients
+from mi_align.logprobs.contract import Coefficients, RowSums
 from mi_align.logprobs.tile_math import State, Tile, absorb, finish, initial, push
 from mi_align.logprobs.tiles import choose
 from mi_align.numerics import accumulation_dtype, fill
 
-__all__ = ["Normalisers", "normalisers"]
+__all__ = ["Surprise", "both_ways"]
 
 slice_of, put_into = jax.lax.dynamic_slice_in_dim, jax.lax.dynamic_update_slice_in_dim
 
 
-class Normalisers(NamedTuple):
-    """Of scores s = scale · x yᵀ, each `[N]`; 0 under the mask.
+class Surprise(NamedTuple):
+    """Of one's own partner, from scores s = scale · x yᵀ, in nats, each `[N]`; 0 under the mask.
 
     Attributes:
-      own: s_ii.
-      rows: log Σ_j exp s_ij.
-      columns: log Σ_j exp s_ji.
+      rows: log Σ_j exp s_ij − s_ii.
+      columns: log Σ_j exp s_ji − s_ii.
     """
 
-    own: Float[Array, " N"]
     rows: Float[Array, " N"]
     columns: Float[Array, " N"]
 
@@ -47,14 +45,14 @@ class _Pairs(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnames="size")
-def normalisers(
+def both_ways(
     x: Float[Array, "N D"],
     y: Float[Array, "N D"],
     scale: float | Float[Array, ""] = 1.0,
     where: Bool[Array, " N"] | None = None,
     *,
     size: int | None = None,
-) -> Normalisers:
+) -> Surprise:
     """Sums over the examples that `where` keeps; differentiable, backwards and once, in x, y and scale.
 
     Args:
@@ -77,7 +75,11 @@ def normalisers(
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _both(size: int, pairs: _Pairs) -> Normalisers:
+def _both(size: int, pairs: _Pairs) -> Surprise:
+    return _forward(size, pairs)[0]
+
+
+def _forward(size: int, pairs: _Pairs) -> tuple[Surprise, tuple[_Pairs, RowSums, RowSums]]:
     count, dtype = pairs.x.shape[0], pairs.scale.dtype
 
     def visit(i: Array, j: Array, rows: State, column: State) -> tuple[State, State]:
@@ -94,21 +96,17 @@ def _both(size: int, pairs: _Pairs) -> Normalisers:
 
     nothing = initial(count, dtype, False)
     rows, columns = (finish(s, count) for s in jax.lax.fori_loop(0, count // size, visit_column, (nothing, nothing)))
-    return Normalisers(
-        *(fill(a, pairs.where, 0) for a in (rows.target_logit, rows.log_normaliser, columns.log_normaliser))
+    rows, columns = (jax.tree.map(lambda a: fill(a, pairs.where, 0), s) for s in (rows, columns))
+    came = Surprise(*(s.log_mass - (s.target_logit - s.top) for s in (rows, columns)))
+    return came, (pairs, rows, columns)
+
+
+def _backward(size: int, saved: tuple[_Pairs, RowSums, RowSums], cotangents: Surprise) -> tuple[Any]:
+    pairs, *sums = saved
+    by_row, by_column = (
+        (s.top, s.log_mass, Coefficients(target=-d, constant=d))
+        for s, d in zip(sums, (fill(c, pairs.where, 0) for c in cotangents), strict=True)
     )
-
-
-def _forward(size: int, pairs: _Pairs) -> tuple[Normalisers, tuple[_Pairs, Normalisers]]:
-    came = _both(size, pairs)
-    return came, (pairs, came)
-
-
-def _backward(size: int, saved: tuple[_Pairs, Normalisers], cotangents: Normalisers) -> tuple[Any]:
-    pairs, came = saved
-    d_own, d_rows, d_columns = (fill(c, pairs.where, 0) for c in cotangents)
-    by_row = came.rows, Coefficients(target=d_own, constant=d_rows)
-    by_column = came.columns, Coefficients(constant=d_columns)
 
     def visit(i: Array, j: Array, d_x: Array, d_y: Array) -> tuple[Array, Array]:
         tile, ahead = _tile(pairs, i, j, size)

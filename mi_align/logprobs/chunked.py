@@ -96,13 +96,13 @@ def forward(problem: Problem, plan: Plan, *, pull: bool = False, keep: bool = Fa
 
 def backward(
     problem: Problem,
-    log_normaliser: Array,
+    sums: RowSums,
     coefficients: Coefficients,
     plan: Plan,
     saved: Saved | None,
     needs: Needs,
 ) -> tuple[Array | None, Array | None, Array | None]:
-    """Gradients in hidden `[N, D]` (accumulation dtype), vocabulary `[V, D]` and bias `[V]`; None where not needed."""
+    """Gradients in scale · hidden (accumulation dtype), vocabulary and bias, of their shapes; None where not needed."""
     dtype, tiles = _dtype(problem), _count_tiles(problem, plan)
     saved = Saved() if saved is None else saved
     kept = 0 if saved.logits is None else -(-saved.logits.shape[1] // plan.tiles.vocabulary)
@@ -121,13 +121,13 @@ def backward(
             def work(carry: Carry) -> Carry:
                 logits, slope = _logits(problem, tile, start, size, known)
                 local = slice_of(problem.targets, start, size) - tile.start
-                part = _take((log_normaliser, coefficients), start, size)
+                part = _take((sums.top, sums.log_mass, coefficients), start, size)
                 back = push(logits, slope, local, tile, *part)
                 return _spread(problem, back, tile, start, size, carry)
 
             if saved.peaks is None:
                 return work(carry)
-            matters = _matters(problem, plan, saved.peaks, log_normaliser, tile, index, start, size)
+            matters = _matters(problem, plan, saved.peaks, sums, tile, index, start, size)
             return jax.lax.cond(matters, work, _as_is, carry)
 
         whole = jnp.zeros((plan.tiles.vocabulary, features), dtype) if needs.vocabulary else None
@@ -141,10 +141,7 @@ def backward(
     carry = jax.lax.fori_loop(0, kept, lambda j, c: visit(j, c, stored=True), carry) if kept else carry
     if kept < tiles:
         carry = jax.lax.fori_loop(kept, tiles, lambda j, c: visit(j, c, stored=False), carry)
-    d_hidden, d_vocabulary, d_bias = carry
-    if d_hidden is not None and problem.scale is not None:
-        d_hidden = d_hidden * problem.scale
-    return d_hidden, d_vocabulary, d_bias
+    return carry
 
 
 def _dtype(problem: Problem) -> jnp.dtype:
@@ -267,12 +264,13 @@ def _as_is(carry: Carry) -> Carry:
 
 
 def _matters(
-    problem: Problem, plan: Plan, peaks: Array, log_normaliser: Array, tile: Tile, index: Array, start: Array, size: int
+    problem: Problem, plan: Plan, peaks: Array, sums: RowSums, tile: Tile, index: Array, start: Array, size: int
 ) -> Array:
     """Whether any probability in a tile reaches `filter_eps`, or a target lies in it."""
     peak = jax.lax.dynamic_slice(peaks, (index, start), (1, size))[0]
     local = slice_of(problem.targets, start, size) - tile.start
     real = True if problem.kept is None else start + jnp.arange(size) < problem.kept
     target = (local >= 0) & (local < plan.tiles.vocabulary)
-    reached = peak - slice_of(log_normaliser, start, size) >= jnp.log(jnp.asarray(plan.filter_eps, peak.dtype))
+    top, log_mass = _take((sums.top, sums.log_mass), start, size)
+    reached = peak - top - log_mass >= jnp.log(jnp.asarray(plan.filter_eps, peak.dtype))
     return jnp.any((target | reached) & real)

@@ -1,14 +1,17 @@
 """What a way of making log-probabilities takes and gives: the contract between `api` and the files beside it.
 
 A *way* is a pair of functions. `forward` turns rows (hidden states of kept positions) into sums over the vocabulary,
-and `backward` turns coefficients into gradients, through
+and `backward` turns coefficients into gradients (that by hidden without the factor `scale`), through
 
   u_nj = scale · h_n·v_j + bias_j,    z_nj = soft_cap · tanh(u_nj / soft_cap)    (z = u without a cap),
 
-  ∂loss/∂z_nj = t_n·1[j = y_n] + p_nj·(a_n + b_n·z_nj + c_n·p_nj) + m_n,    p_n = softmax(z_n),
+  ∂loss/∂z_nj = t_n·1[j = y_n] + p_nj·(a_n + b_n·(z_nj − top_n) + c_n·p_nj) + m_n,    p_n = softmax(z_n),
 
-the one form that every statistic asked for here has. Shape suffixes, here and in the ways: N rows, D features,
-V vocabulary, R rows of a tile, C vocabulary entries (columns) of a tile.
+the one form that every statistic asked for here has. Everything is measured from a row's largest logit, `top`, because
+a normaliser that has it added in has lost the digits of log p where logits are large.
+
+Shape suffixes, here and in the ways: N rows, D features, V vocabulary, R rows of a tile, C vocabulary entries (columns)
+of a tile.
 """
 
 from __future__ import annotations
@@ -49,25 +52,25 @@ class Problem(NamedTuple):
 
 
 class RowSums(NamedTuple):
-    """Sums over the vocabulary, each `[N]`; those after the first two only where statistics are asked for.
+    """Sums over the vocabulary, each `[N]`; those after the first three only where statistics are asked for.
 
     Attributes:
       target_logit: z at the target.
-      log_normaliser: log Σ_j exp z_j.
-      expected_logit: Σ_j p_j z_j.
+      top: the largest logit; a constant to derivatives, as what is made of it does not depend on its value.
+      log_mass: log Σ_j exp(z_j − top), so that log Σ_j exp z_j = top + log_mass.
+      gap: Σ_j p_j (z_j − top) ≤ 0.
       sum_squares: Σ_j p_j².
       mean_logit: Σ_j z_j / V.
       argmax: the index of the largest logit; the first of several.
-      max_logit: that logit, for comparing shards; no derivative.
     """
 
     target_logit: Float[Array, " N"]
-    log_normaliser: Float[Array, " N"]
-    expected_logit: Float[Array, " N"] | None = None
+    top: Float[Array, " N"]
+    log_mass: Float[Array, " N"]
+    gap: Float[Array, " N"] | None = None
     sum_squares: Float[Array, " N"] | None = None
     mean_logit: Float[Array, " N"] | None = None
     argmax: Int[Array, " N"] | None = None
-    max_logit: Float[Array, " N"] | None = None
 
 
 class Coefficients(NamedTuple):

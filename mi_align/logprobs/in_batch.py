@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float
 
 from mi_align import checks
 from mi_align.logprobs.api import Scalar, token_logps
-from mi_align.logprobs.both_ways import normalisers
+from mi_align.logprobs.both_ways import both_ways
 from mi_align.logprobs.layout import Layout
 from mi_align.numerics import accumulation_dtype, count, fill
 
@@ -140,8 +140,8 @@ def in_batch_clip_loss(
     """
     if layout is None:
         _check(x, y, where, scale)
-        came = normalisers(jnp.asarray(x), jnp.asarray(y), scale, where)
-        return (came.rows + came.columns) / 2 - came.own
+        came = both_ways(jnp.asarray(x), jnp.asarray(y), scale, where)
+        return (came.rows + came.columns) / 2
     there = in_batch_info_nce_loss(x, y, scale=scale, where=where, layout=layout)
     back = in_batch_info_nce_loss(y, x, scale=scale, where=where, layout=layout)
     return (there + back) / 2

@@ -37,8 +37,8 @@ class Way:
     Attributes:
       name: as in `implementation=`.
       forward: (problem, plan, pull=…, keep=…) -> (RowSums, what it saves; its `pull` is looked at, if asked for).
-      backward: (problem, log_normaliser, coefficients, plan, saved, needs) -> gradients; `saved` is None where the
-        forward pass was asked to keep nothing.
+      backward: (problem, sums, coefficients, plan, saved, needs) -> gradients; `saved` is None where the forward pass
+        was asked to keep nothing.
       padded_rows: (number of rows, tiles) -> the number that it wants to be given.
       pulls: whether it has a use for `pull=True`, which needs each row's target among its entries.
     """
@@ -171,11 +171,12 @@ def backward(way: Way, plan: Plan, residuals: Residuals, cotangents: RowSums) ->
     if static.frozen:
         slopes: tuple[Array | None, ...] = (_from_pull(problem, sums, coefficients, saved.pull), None, None)
     else:
-        slopes = way.backward(problem, sums.log_normaliser, coefficients, plan, saved, static.needs)
+        slopes = way.backward(problem, sums, coefficients, plan, saved, static.needs)
     d_hidden, d_vocabulary, d_bias = slopes
     d_scale = None
-    if d_hidden is not None and problem.scale is not None:  # z depends on scale · h only
-        d_scale = jnp.sum(problem.hidden * d_hidden) / problem.scale
+    if d_hidden is not None and problem.scale is not None:  # z depends on scale · h, by which d_hidden is so far
+        d_scale = jnp.sum(problem.hidden * d_hidden)
+        d_hidden = d_hidden * problem.scale
     d_hidden = None if d_hidden is None else _rows_back(d_hidden, packing, static.rows)
     return Slopes(d_hidden, d_vocabulary, d_bias, d_scale)
 
@@ -199,8 +200,7 @@ def _pack(way: Way, plan: Plan, inputs: Inputs) -> tuple[Problem, _Packing]:
         hidden, targets = (_grown(x, more) for x in (inputs.hidden, inputs.targets))
         kept, packing = None, _Packing(None, None, None)
     else:
-        before = jnp.cumsum(where)
-        kept = before[-1]
+        before, kept = jnp.cumsum(where), jnp.sum(where)
         rank = jnp.where(where, before - 1, kept + jnp.arange(rows) - before)
         order = _grown(jnp.zeros_like(rank).at[rank].set(jnp.arange(rows), unique_indices=True), more)
         front = jnp.arange(rows + more) < kept
@@ -251,15 +251,15 @@ def _packed_cotangents(cotangents: RowSums, packing: _Packing, problem: Problem)
 
 
 def _coefficients(cotangents: RowSums, sums: RowSums, vocab: int) -> Coefficients:
-    """t, a, b, c and m of ∂loss/∂z = t·1[target] + p·(a + b·z + c·p) + m.
+    """t, a, b, c and m of ∂loss/∂z = t·1[target] + p·(a + b·(z − top) + c·p) + m.
 
-    From ∂L/∂z_j = p_j for the log-normaliser, ∂E/∂z_j = p_j (1 + z_j − E) for the expected logit and
-    ∂S/∂z_j = 2 p_j (p_j − S) for S = Σ p².
+    From ∂L/∂z_j = p_j for the log-mass, ∂G/∂z_j = p_j (1 + z_j − top − G) for the gap and ∂S/∂z_j = 2 p_j (p_j − S) for
+    S = Σ p².
     """
-    constant, logit, probability = cotangents.log_normaliser, None, None
-    if cotangents.expected_logit is not None and sums.expected_logit is not None:
-        logit = cotangents.expected_logit
-        constant = _sum(constant, logit * (1 - sums.expected_logit))
+    constant, logit, probability = cotangents.log_mass, None, None
+    if cotangents.gap is not None and sums.gap is not None:
+        logit = cotangents.gap
+        constant = _sum(constant, logit * (1 - sums.gap))
     if cotangents.sum_squares is not None and sums.sum_squares is not None:
         probability = 2 * cotangents.sum_squares
         constant = _sum(constant, -probability * sums.sum_squares)
@@ -272,7 +272,7 @@ def _sum(x: Array | None, y: Array) -> Array:
 
 
 def _from_pull(problem: Problem, sums: RowSums, coefficients: Coefficients, pull: Array) -> Array:
-    """The hidden gradient from what the forward pass made: scale·((t + a·p_y)·z'_y·v_y + a·Σ_{j≠y} p_j·z'_j·v_j)."""
+    """The gradient by scale·h from what the forward pass made: (t + a·p_y)·z'_y·v_y + a·Σ_{j≠y} p_j·z'_j·v_j."""
     t, a = coefficients.target, coefficients.constant
     chosen = problem.vocabulary.at[problem.targets].get(mode="fill", fill_value=0, wrap_negative_indices=False)
     chosen = chosen.astype(pull.dtype)
@@ -281,7 +281,6 @@ def _from_pull(problem: Problem, sums: RowSums, coefficients: Coefficients, pull
     at_target = jnp.zeros_like(sums.target_logit) if t is None else t
     d_hidden = jnp.zeros_like(pull)
     if a is not None:
-        at_target = at_target + a * jnp.exp(sums.target_logit - sums.log_normaliser)
+        at_target = at_target + a * jnp.exp(sums.target_logit - sums.top - sums.log_mass)
         d_hidden = a[:, None] * pull
-    d_hidden = d_hidden + at_target[:, None] * chosen
-    return d_hidden if problem.scale is None else d_hidden * problem.scale
+    return d_hidden + at_target[:, None] * chosen

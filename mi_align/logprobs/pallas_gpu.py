@@ -100,8 +100,8 @@ def forward(
     shares: int | None = None,
     device_kind: str = "",
     interpret: bool = False,
-) -> tuple[Float[Array, " N"], Float[Array, " N"]]:
-    """Each token's logit at its target, and log Σ exp(logits), both in float32; 0 for rows from `rows` on.
+) -> tuple[Float[Array, " N"], Float[Array, " N"], Float[Array, " N"]]:
+    """Each token's logit at its target, largest logit, and log Σ exp(logit − largest), in float32; 0 from `rows` on.
 
     Args:
       hidden: last hidden states, `[N, D]`, float32, bfloat16 or float16.
@@ -134,9 +134,9 @@ def forward(
         interpret=interpret,
     )(kept, _factors(scale, soft_cap), *arrays)
     highest = jnp.max(top, axis=0)
-    log_normaliser = highest + jnp.log(jnp.sum(total * jnp.exp(top - highest[None, :]), axis=0))
+    log_mass = jnp.log(jnp.sum(total * jnp.exp(top - highest[None, :]), axis=0))
     used = jnp.arange(N) < kept[0]
-    return jnp.where(used, jnp.sum(chosen, axis=0), 0), jnp.where(used, log_normaliser, 0)
+    return jnp.where(used, jnp.sum(chosen, axis=0), 0), jnp.where(used, highest, 0), jnp.where(used, log_mass, 0)
 
 
 def _forward(kept: Any, factors: Any, *refs: Any, tiles: Tiles, each: int, capped: bool) -> None:
@@ -198,7 +198,8 @@ def backward(
     vocabulary: Float[Array, "V D"],
     targets: Int[Array, " N"],
     bias: Float[Array, " V"] | None,
-    log_normaliser: Float[Array, " N"],
+    top: Float[Array, " N"],
+    log_mass: Float[Array, " N"],
     t: Float[Array, " N"],
     a: Float[Array, " N"],
     b: Float[Array, " N"],
@@ -215,7 +216,7 @@ def backward(
     device_kind: str = "",
     interpret: bool = False,
 ) -> tuple[Float[Array, "N D"] | None, Float[Array, "V D"] | None, Float[Array, " V"] | None]:
-    """Gradients by `hidden`, `vocabulary` and `bias`, in their dtypes; `PerRow` says what t, a, b, c and m are.
+    """Gradients by scale·`hidden`, `vocabulary` and `bias`, in their dtypes; `PerRow` says what t, a, b, c and m are.
 
     Sums are in float32. With half-precision inputs the derivative of a chunk is rounded to their dtype before it is
     multiplied, as the operands of a matmul in that dtype are.
@@ -223,8 +224,8 @@ def backward(
     Args:
       hidden: as in `forward`; `vocabulary`, `targets`, `bias`, `scale`, `soft_cap`, `rows`, `entries`, `device_kind`
         and `interpret` as well.
-      log_normaliser: what `forward` returned.
-      t: factor of the target's indicator, `[N]`; a, b, c: factors of p, p·z and p²; m: added to every column.
+      top: what `forward` returned; `log_mass` as well.
+      t: factor of the target's indicator, `[N]`; a, b, c: factors of p, p·(z − top) and p²; m: added to every column.
       wanted: whether the gradient by `hidden` is, and whether those by `vocabulary` and `bias` are; what is not is None
         and costs nothing.
       tiles: of the kernel.
@@ -234,7 +235,7 @@ def backward(
     tiles = tiles or tiles_for(N, D, V, hidden.dtype, device_kind)
     chunk = min(chunk[0], N), min(chunk[1], V)
     kept = counts(rows, N, entries, V)
-    numbers = [inside(targets, V), *(x.astype(jnp.float32) for x in (log_normaliser, t, a, b, c, m))]
+    numbers = [inside(targets, V), *(x.astype(jnp.float32) for x in (top, log_mass, t, a, b, c, m))]
     arrays = [hidden, vocabulary, *PerRow(*numbers), *([] if bias is None else [bias])]
     factors = _factors(scale, soft_cap)
 
@@ -289,7 +290,7 @@ def _over_chunks(
             slopes, *sums = slopes_at(i * chunk[0], j * chunk[1])
             d_b = d_b + jnp.sum(sums[0], axis=0) if sums else d_b
             if wanted[0]:
-                d_hidden = _add_at(d_hidden, scale * contract(slopes, v, (1, 0)), row)
+                d_hidden = _add_at(d_hidden, contract(slopes, v, (1, 0)), row)
             if wanted[1]:
                 h = within(jax.lax.dynamic_slice(hidden, (row, 0), (chunk[0], D)), row, kept, 0)
                 d_v = d_v + contract(slopes, h, (0, 0))

@@ -64,8 +64,8 @@ def forward(
     tiles: Tiles | None = None,
     device_kind: str = "",
     interpret: Any = False,
-) -> tuple[Float[Array, " N"], Float[Array, " N"]]:
-    """Each token's logit at its target, and log Σ exp(logits), both in float32; 0 for rows from `rows` on.
+) -> tuple[Float[Array, " N"], Float[Array, " N"], Float[Array, " N"]]:
+    """Each token's logit at its target, largest logit, and log Σ exp(logit − largest), in float32; 0 from `rows` on.
 
     Args:
       hidden: last hidden states, `[N, D]`, float32 or bfloat16.
@@ -104,31 +104,32 @@ def forward(
         in_specs.append(pl.BlockSpec((1, tiles.vocabulary), lambda *at: (0, vocabulary_block(*at)[0])))
         arrays.append(bias[None, :])
     a_row = jax.ShapeDtypeStruct((1, N), jnp.float32)
-    target_logit, log_normaliser = pl.pallas_call(
+    results = pl.pallas_call(
         functools.partial(_forward, tiles=tiles, D=D, biased=bias is not None, capped=soft_cap is not None),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=2,
             grid=grid,
             in_specs=in_specs,
-            out_specs=[row_block, row_block],
+            out_specs=[row_block] * 3,
             scratch_shapes=[
                 pltpu.VMEM((tiles.vocabulary, tiles.rows), jnp.float32),
                 *[pltpu.VMEM((1, tiles.rows), jnp.float32)] * 3,
             ],
         ),
-        out_shape=[a_row, a_row],
+        out_shape=[a_row] * 3,
         compiler_params=parameters(memory(tiles, D, hidden.dtype)),
         cost_estimate=cost(N, D, V, 2, arrays),
         name="logprobs_forward",
         interpret=interpret,
     )(*scalars(kept, scale, soft_cap), *arrays)
-    return target_logit[0], log_normaliser[0]
+    target_logit, top, log_mass = (x[0] for x in results)
+    return target_logit, top, log_mass
 
 
 def _forward(kept: Any, scalars: Any, *refs: Any, tiles: Tiles, D: int, biased: bool, capped: bool) -> None:
     """Logits stand as [vocabulary, rows]: the sum over the vocabulary then adds whole vectors."""
     hidden, vocabulary, targets, *rest = refs
-    bias, (target_logit, log_normaliser, products, top, total, chosen) = optional(rest, biased)
+    bias, (*outs, products, top, total, chosen) = optional(rest, biased)
     i, j, k = (pl.program_id(axis) for axis in range(3))
     last_j, last_k = pl.num_programs(1) - 1, pl.num_programs(2) - 1
 
@@ -161,8 +162,8 @@ def _forward(kept: Any, scalars: Any, *refs: Any, tiles: Tiles, D: int, biased: 
     @pl.when((j == last_j) & (k == last_k))
     def _() -> None:
         row = i * tiles.rows + jax.lax.broadcasted_iota(jnp.int32, top.shape, 1)
-        target_logit[...] = jnp.where(row < kept[0], chosen[...], 0)
-        log_normaliser[...] = jnp.where(row < kept[0], top[...] + jnp.log(total[...]), 0)
+        for out, result in zip(outs, (chosen[...], top[...], jnp.log(total[...])), strict=True):
+            out[...] = jnp.where(row < kept[0], result, 0)
 
 
 def backward(
@@ -170,7 +171,8 @@ def backward(
     vocabulary: Float[Array, "V D"],
     targets: Int[Array, " N"],
     bias: Float[Array, " V"] | None,
-    log_normaliser: Float[Array, " N"],
+    top: Float[Array, " N"],
+    log_mass: Float[Array, " N"],
     t: Float[Array, " N"],
     a: Float[Array, " N"],
     b: Float[Array, " N"],
@@ -186,7 +188,7 @@ def backward(
     device_kind: str = "",
     interpret: Any = False,
 ) -> tuple[Float[Array, "N D"] | None, Float[Array, "V D"] | None, Float[Array, " V"] | None]:
-    """Gradients by `hidden`, `vocabulary` and `bias`, in their dtypes; `PerRow` says what t, a, b, c and m are.
+    """Gradients by scale·`hidden`, `vocabulary` and `bias`, in their dtypes; `PerRow` says what t, a, b, c and m are.
 
     Sums are in float32. With half-precision inputs the derivative of a tile is rounded to their dtype before it is
     multiplied, as the operands of a matmul in that dtype are.
@@ -194,8 +196,8 @@ def backward(
     Args:
       hidden: as in `forward`; `vocabulary`, `targets`, `bias`, `scale`, `soft_cap`, `rows`, `entries`, `device_kind`
         and `interpret` as well.
-      log_normaliser: what `forward` returned.
-      t: factor of the target's indicator, `[N]`; a, b, c: factors of p, p·z and p²; m: added to every column.
+      top: what `forward` returned; `log_mass` as well.
+      t: factor of the target's indicator, `[N]`; a, b, c: factors of p, p·(z − top) and p²; m: added to every column.
       wanted: whether the gradient by `hidden` is, and whether those by `vocabulary` and `bias` are; what is not is None
         and costs nothing.
       tiles: of each kernel: of the one that makes both gradients, or of those for `hidden` and for `vocabulary`, as far
@@ -205,7 +207,7 @@ def backward(
     alone = CHIPS.get(device_kind, ANY_CHIP).alone if tiles is None else len(tiles) < sum(wanted)
     kernels = ["both"] if alone and all(wanted) else [own for own, w in zip(_SIDES, wanted, strict=True) if w]
     tiles = tiles or tuple(tiles_for(N, D, V, hidden.dtype, device_kind, own=own) for own in kernels)
-    per_row = packed(PerRow(targets, log_normaliser, t, a, b, c, m), V)
+    per_row = packed(PerRow(targets, top, log_mass, t, a, b, c, m), V)
     arguments = hidden, vocabulary, per_row, bias, scalars(counts(rows, N, entries, V), scale, soft_cap), interpret
     results = {
         own: gradients(Kind(own, each, (N, V, D), bias is not None, soft_cap is not None), *arguments)
@@ -213,8 +215,7 @@ def backward(
     }
     if "both" in results:
         d_vocabulary, d_hidden, *d_bias = results["both"]
-        d_hidden = (jnp.asarray(scale, jnp.float32) * d_hidden[:N, :D]).astype(hidden.dtype)
-        return d_hidden, d_vocabulary, d_bias[0][0] if d_bias else None
+        return d_hidden[:N, :D].astype(hidden.dtype), d_vocabulary, d_bias[0][0] if d_bias else None
     by_vocabulary = results.get("vocabulary", [])
     return (
         results["rows"][0] if wanted[0] else None,

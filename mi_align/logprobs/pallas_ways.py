@@ -1,6 +1,6 @@
 """The Pallas kernels as ways: what `contract` asks for, by a kernel where there is one and by `chunked` for the rest.
 
-A kernel's forward pass makes the target's logit and the log-normaliser. Statistics, and the pull of a frozen head, are
+A kernel's forward pass makes what a log-probability needs. Statistics, and the pull of a frozen head, are
 made by `chunked`; the backward pass is the kernel's in any case, as its form of gradient is the contract's. A kernel
 keeps no logits and looks at no tile's largest: `api` refuses `memory_budget`, `filter_eps` and `tiles` beside it.
 
@@ -42,7 +42,7 @@ def _forward(name: str, problem: Problem, plan: Plan, *, pull: bool = False, kee
 def _backward(
     name: str,
     problem: Problem,
-    log_normaliser: Array,
+    sums: RowSums,
     coefficients: Coefficients,
     plan: Plan,
     saved: Any,
@@ -50,11 +50,11 @@ def _backward(
 ) -> tuple[Array | None, Array | None, Array | None]:
     kernel, platforms = _KERNELS[name]
     arrays = problem.hidden, problem.vocabulary, problem.targets, problem.bias
-    numbers = [jnp.zeros_like(log_normaliser) if x is None else x for x in coefficients]
+    numbers = [jnp.zeros_like(sums.top) if x is None else x for x in coefficients]
     wanted = needs.hidden, needs.vocabulary or needs.bias
     backward = functools.partial(kernel.backward, wanted=wanted)
-    d_hidden, d_vocabulary, d_bias = _run(backward, platforms, problem, *arrays, log_normaliser, *numbers)
-    wide = None if d_hidden is None else d_hidden.astype(log_normaliser.dtype)
+    d_hidden, d_vocabulary, d_bias = _run(backward, platforms, problem, *arrays, sums.top, sums.log_mass, *numbers)
+    wide = None if d_hidden is None else d_hidden.astype(sums.top.dtype)
     return wide, d_vocabulary if needs.vocabulary else None, d_bias if needs.bias else None
 
 

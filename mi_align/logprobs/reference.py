@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool
 
 from mi_align.logprobs.contract import Problem, RowSums
-from mi_align.numerics import as_float, fill, log_sum_exp
+from mi_align.numerics import as_float, fill, log_sum_exp, pivot
 
 __all__ = ["row_sums"]
 
@@ -31,14 +31,16 @@ def row_sums(problem: Problem, where: Bool[Array, " N"] | None = None, *, statis
     if problem.soft_cap is not None:
         z_NV = problem.soft_cap * jnp.tanh(z_NV / problem.soft_cap)
     chosen_N = jnp.take_along_axis(z_NV, problem.targets[:, None], axis=-1)[:, 0]
-    sums = RowSums(chosen_N, log_sum_exp(z_NV, axis=-1))
+    top_N1 = pivot(z_NV, axis=-1)
+    below_NV = z_NV - top_N1
+    log_mass_N = log_sum_exp(below_NV, axis=-1)
+    sums = RowSums(chosen_N, top_N1[:, 0], log_mass_N)
     if not statistics:
         return sums
-    p_NV = jnp.exp(z_NV - sums.log_normaliser[:, None])
+    p_NV = jnp.exp(below_NV - log_mass_N[:, None])
     return sums._replace(
-        expected_logit=jnp.sum(p_NV * jnp.where(p_NV > 0, z_NV, 0), axis=-1),
+        gap=jnp.sum(p_NV * jnp.where(p_NV > 0, below_NV, 0), axis=-1),
         sum_squares=jnp.sum(jnp.square(p_NV), axis=-1),
         mean_logit=jnp.mean(z_NV, axis=-1),
         argmax=jnp.argmax(z_NV, axis=-1).astype(jnp.int32),
-        max_logit=jnp.max(z_NV, axis=-1),
     )

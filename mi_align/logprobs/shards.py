@@ -10,7 +10,7 @@ from jaxtyping import Array
 
 from mi_align.logprobs.contract import Coefficients, Needs, Plan, Problem, RowSums
 from mi_align.logprobs.joined import Way
-from mi_align.numerics import accumulation_dtype, log_sum_exp
+from mi_align.numerics import accumulation_dtype
 
 __all__ = ["Place", "across", "part", "ring"]
 
@@ -49,12 +49,10 @@ def part(way: Way, place: Place) -> Way:
         best = None if sums.argmax is None else sums.argmax + place.first
         return sums._replace(mean_logit=mean, argmax=best), saved
 
-    def backward(
-        problem: Problem, log_normaliser: Array, of: Coefficients, plan: Plan, saved: Any, needs: Needs
-    ) -> WaySlopes:
+    def backward(problem: Problem, sums: RowSums, of: Coefficients, plan: Plan, saved: Any, needs: Needs) -> WaySlopes:
         problem, share = here(problem)
         of = of._replace(uniform=None if of.uniform is None else of.uniform * share)
-        return way.backward(problem, log_normaliser, of, plan, saved, needs)
+        return way.backward(problem, sums, of, plan, saved, needs)
 
     return Way(way.name, forward, backward, way.padded_rows, way.pulls)
 
@@ -100,13 +98,11 @@ def ring(way: Way, axis: str, number: int, place: Place) -> Way:
         carry = (problem.vocabulary, problem.bias), _nothing(problem.hidden.shape[0], dtype, plan.statistics)
         return jax.lax.fori_loop(0, number, visit, carry)[1], None
 
-    def backward(
-        problem: Problem, log_normaliser: Array, of: Coefficients, plan: Plan, saved: Any, needs: Needs
-    ) -> WaySlopes:
+    def backward(problem: Problem, sums: RowSums, of: Coefficients, plan: Plan, saved: Any, needs: Needs) -> WaySlopes:
         def visit(step: Array, carry: tuple[Any, Any, Array | None]) -> tuple[Any, Any, Array | None]:
             block, slopes, d_hidden = carry
             here, local = at(step, problem, block)
-            more_hidden, *more = here.backward(local, log_normaliser, of, plan, None, needs)
+            more_hidden, *more = here.backward(local, sums, of, plan, None, needs)
             return on(block), on(_plus(slopes, tuple(more))), _plus(d_hidden, more_hidden)
 
         wanted = needs.hidden, needs.vocabulary, needs.bias
@@ -122,9 +118,10 @@ def ring(way: Way, axis: str, number: int, place: Place) -> Way:
 
 def combine(parts: RowSums, axes: Axes) -> tuple[RowSums, Array]:
     """Sums of the whole from those of parts, along the first axis and mapped ones; and each part's probability."""
-    over = axes or None
-    whole = log_sum_exp(parts.log_normaliser, axis=0, axis_name=over)
-    share = jnp.exp(parts.log_normaliser - whole[None])
+    top = jnp.max(parts.top, axis=0)
+    top = jax.lax.pmax(top, axes) if axes else top
+    fall = parts.top - top[None]
+    masses = jnp.exp(fall + parts.log_mass)
 
     def total(x: Array | None, weight: Array | None = None) -> Array | None:
         if x is None:
@@ -132,16 +129,19 @@ def combine(parts: RowSums, axes: Axes) -> tuple[RowSums, Array]:
         x = jnp.sum(x if weight is None else _weighed(weight, x), axis=0)
         return jax.lax.psum(x, axes) if axes else x
 
-    target, mean = total(parts.target_logit), total(parts.mean_logit)
-    assert target is not None
-    sums = RowSums(target, whole, total(parts.expected_logit, share), total(parts.sum_squares, jnp.square(share)), mean)
-    if parts.max_logit is None or parts.argmax is None:
+    target, mass = total(parts.target_logit), total(masses)
+    assert target is not None and mass is not None
+    share = masses / mass[None]
+    sums = RowSums(target, top, jnp.log(mass), mean_logit=total(parts.mean_logit))
+    if parts.gap is None or parts.argmax is None:
         return sums, share
-    top = jnp.max(parts.max_logit, axis=0)
-    top = jax.lax.pmax(top, axes) if axes else top
     last = jnp.iinfo(parts.argmax.dtype).max
-    first = jnp.min(jnp.where(parts.max_logit == top[None], parts.argmax, last), axis=0)
-    return sums._replace(argmax=jax.lax.pmin(first, axes) if axes else first, max_logit=top), share
+    first = jnp.min(jnp.where(parts.top == top[None], parts.argmax, last), axis=0)
+    return sums._replace(
+        gap=total(parts.gap + fall, share),
+        sum_squares=total(parts.sum_squares, jnp.square(share)),
+        argmax=jax.lax.pmin(first, axes) if axes else first,
+    ), share
 
 
 def _weighed(weight: Array, x: Array) -> Array:
@@ -151,10 +151,13 @@ def _weighed(weight: Array, x: Array) -> Array:
 
 def _nothing(rows: int, dtype: jnp.dtype, statistics: bool) -> RowSums:
     """The sums of a part without entries."""
-    zero, lowest = jnp.zeros(rows, dtype), jnp.full(rows, -jnp.inf, dtype)
-    if not statistics:
-        return RowSums(zero, lowest)
-    return RowSums(zero, lowest, zero, zero, zero, jnp.zeros(rows, jnp.int32), lowest)
+    zero, none = jnp.zeros(rows, dtype), jnp.full(rows, -jnp.inf, dtype)
+    sums = RowSums(zero, jnp.full(rows, jnp.finfo(dtype).min, dtype), none)
+    return (
+        sums._replace(gap=zero, sum_squares=zero, mean_logit=zero, argmax=zero.astype(jnp.int32))
+        if statistics
+        else sums
+    )
 
 
 def _plus(x: Any, y: Any) -> Any:

@@ -78,15 +78,14 @@ def _absorb_more(state: State, more: More, logits: Array, seen: Array, peak: Arr
 
 def finish(state: State, vocab: int) -> RowSums:
     """The sums, once all tiles were absorbed."""
-    sums = RowSums(state.target, state.top + jnp.log(state.mass))
+    sums = RowSums(state.target, state.top, jnp.log(state.mass))
     if state.more is None:
         return sums
     return sums._replace(
-        expected_logit=state.top + state.more.drift / state.mass,
+        gap=state.more.drift / state.mass,
         sum_squares=state.more.squares / jnp.square(state.mass),
         mean_logit=state.more.total / vocab,
         argmax=state.more.best,
-        max_logit=state.top,
     )
 
 
@@ -114,15 +113,17 @@ def push(
     slope: Array | None,
     local: Array,
     tile: Tile,
-    log_normaliser: Array,
+    top: Array,
+    log_mass: Array,
     coefficients: Coefficients,
 ) -> Array:
-    """∂loss/∂u of a tile, `[R, C]`: t·1[target] + p·(a + b·z + c·p) + m, times ∂z/∂u."""
+    """∂loss/∂u of a tile, `[R, C]`: t·1[target] + p·(a + b·(z − top) + c·p) + m, times ∂z/∂u."""
     t, a, b, c, m = (None if x is None else x[:, None] for x in coefficients)
-    p = jnp.exp(logits - log_normaliser[:, None])
+    below = logits - top[:, None]
+    p = jnp.exp(below - log_mass[:, None])
     factor = None if a is None else jnp.broadcast_to(a, p.shape)
     if b is not None:  # an entry removed by a bias of −inf has p = 0 and no finite z
-        factor = _plus(factor, b * jnp.where(p > 0, logits, 0))
+        factor = _plus(factor, b * jnp.where(p > 0, below, 0))
     if c is not None:
         factor = _plus(factor, c * p)
     came = None if factor is None else p * factor
