@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
@@ -275,9 +275,14 @@ def no_more_than(of: str, bound: Any, **values: Any) -> None:
             raise ValueError(f"`{name}` is {value} and `{of}` {bound}, but at most `{of}` was wanted, entry by entry.")
 
 
+#: How many names an error lists.
+_SHOWN = 80
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> ValueError:
     """The error for a name that no table has, with the nearest ones that it may have meant."""
-    known = sorted(known)
+    known = list(known) if isinstance(known, Mapping) else sorted(known)
     near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
-    hint = f"Did you mean {' or '.join(repr(n) for n in near)}?" if near else f"There are: {', '.join(known)}."
+    shown = ", ".join(known) if len(known) <= _SHOWN else f"{', '.join(known[:_SHOWN])}, … ({len(known)} in all)"
+    hint = f"Did you mean {' or '.join(repr(n) for n in near)}?" if near else f"There are: {shown}."
     return ValueError(f"there is no {kind} called {name!r}. {hint}")

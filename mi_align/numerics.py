@@ -89,7 +89,7 @@ def count(
     if where is None:
         number = jnp.asarray(math.prod(x.shape[a] for a in _axes(x, axis)), x.dtype)
     else:
-        number = jnp.sum(where, axis=axis, dtype=x.dtype)
+        number = jnp.sum(jnp.broadcast_to(where, x.shape), axis=axis, dtype=x.dtype)
     return number if axis_name is None else jax.lax.psum(number, axis_name)
 
 

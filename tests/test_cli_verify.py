@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import mi_align
 from mi_align.cli.main import main
 
 PLUGIN = """
@@ -92,6 +93,7 @@ def test_output_writes_strict_json_and_a_page_that_needs_no_network(plugin: Path
     ("arguments", "message"),
     [
         (["--claims", "99"], "there is no claim called '99'"),
+        (["--claims", ","], "`claims` is ',', but numbers were wanted"),
         (["--samples", "0"], "`samples` is 0, but at least one sample was wanted"),
         (["--plugin", "nowhere.py"], "there is no file nowhere.py"),
         (["--output", "/dev/null/x"], "/dev/null/x"),
@@ -106,6 +108,11 @@ def test_wrong_input_is_one_line_and_exit_code_2(
     assert "Traceback" not in captured.err
     assert captured.err.startswith("mi-align: ")
     assert len(captured.err.strip().splitlines()) == 1
+
+
+def test_the_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"mi-align {mi_align.__version__}\n"
 
 
 @pytest.mark.parametrize("arguments", [["--dtype", "float16"], ["--sampels", "3"], ["--samples", "many"]])

@@ -103,6 +103,51 @@ def test_configure_and_calls_refuse_unknown_names_and_values_out_of_range(
         dataclasses.replace(METHODS[name], defaults=hyper)
 
 
+ALONE = [
+    name
+    for name, row in METHODS.items()
+    if not row.couples_batch and any(isinstance(v, float) for v in row.defaults.values())
+]
+
+
+@pytest.mark.parametrize("batch", [2, 5])
+@pytest.mark.parametrize("name", ALONE)
+def test_one_number_an_example_is_what_each_example_alone_is_given(
+    name: str, batch: int, rng: np.random.Generator
+) -> None:
+    """A batch of two is as long as a pair: a number an example must not be taken for a number a candidate."""
+    row, candidates = METHODS[name], drawn(rng, size_of(name), batch)
+    factors = np.linspace(0.7, 1.2, batch).astype(np.float32)
+    hyper = {n: v * factors for n, v in row.defaults.items() if isinstance(v, float) and v}
+    together = row(candidates, **hyper)
+    for i in range(batch):
+        one = jax.tree.map(lambda x, i=i: x[i : i + 1], candidates)
+        alone = row(one, **{n: float(v[i]) for n, v in hyper.items()})
+        np.testing.assert_allclose(together[i], alone[0], rtol=2e-5, atol=1e-6, err_msg=str(hyper))
+    for n, v in hyper.items():
+        with pytest.raises(ValueError, match=f"`{n}` has shape .* a scalar or one value an example was wanted"):
+            row(candidates, **{n: np.full(batch + 1, v[0])})
+
+
+def test_configuring_looks_at_arrays_on_the_device_too() -> None:
+    with pytest.raises(ValueError, match=r"`beta` is -1\.0, but a finite number > 0"):
+        METHODS["dpo"].configure(beta=jnp.array(-1.0))
+    assert jax.jit(lambda beta: METHODS["dpo"].configure(beta=beta)(pair_of(1.0, 0.0)))(jnp.array(0.5)).shape == (1,)
+
+
+def test_methods_with_arrays_among_their_numbers_compare_by_them() -> None:
+    one, same, other = (METHODS["dpo"].configure(beta=np.array(b)) for b in ([0.1, 0.2], [0.1, 0.2], [0.1, 0.3]))
+    assert one == same and one != other and hash(one) == hash(same)
+
+
+def test_a_margin_of_ones_own_adds_to_what_annotators_said_and_a_masked_one_leaves_no_trace() -> None:
+    row, scores = METHODS["bradley_terry"], jnp.array([[1.0, 0.2], [0.3, 0.1]])
+    said = Candidates(score=scores, margin=jnp.array([0.1, jnp.nan]), candidate_mask=jnp.array([[1, 1], [1, 0]], bool))
+    np.testing.assert_allclose(row(said, margin=0.5), [np.log1p(np.exp(0.6 - 0.8)), 0], rtol=1e-6)
+    slope = jax.grad(lambda s: row(said._replace(score=s)).sum())(scores)
+    assert np.isfinite(slope).all() and slope[0].all() and not slope[1].any()
+
+
 def test_unknown_methods_are_answered_with_the_nearest_names_and_with_our_name_for_theirs() -> None:
     with pytest.raises(UnknownMethod, match=r"no method called 'dppo'. Did you mean 'dpo'"):
         METHODS["dppo"]

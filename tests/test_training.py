@@ -129,6 +129,25 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch_also_where_their_wei
                 assert summarise(parts_metrics)[name] == pytest.approx(value, rel=1e-12, abs=1e-15)
 
 
+def test_micro_batches_of_a_loss_that_couples_its_batch_are_refused() -> None:
+    logps, *_ = setting()
+    coupled = next(row for row in METHODS.values() if row.couples_batch)
+    train_step(preference_loss(logps, coupled), optax.sgd(1.0))
+    with pytest.raises(ValueError, match="`micro_batches` is 2, but this loss couples the examples"):
+        train_step(preference_loss(logps, coupled), optax.sgd(1.0), micro_batches=2)
+
+
+def test_a_prompt_without_candidates_has_no_weight() -> None:
+    logps, params, batch = setting()
+    absent = batch._replace(candidate_mask=batch.candidate_mask & (np.arange(12) < 9)[:, None])
+    fewer = jax.tree.map(lambda x: x[:9], batch)
+    loss = preference_loss(logps, METHODS["infonce_dpo"])
+    reference = logps(moved(params), batch)
+    (came, _), (wanted, _) = loss(params, (absent, reference)), loss(params, (fewer, reference[:9]))
+    assert came.weight == wanted.weight == 9
+    np.testing.assert_allclose(came.value(), wanted.value(), rtol=1e-6)
+
+
 def test_micro_batches_that_do_not_divide_the_batch_are_refused() -> None:
     logps, params, batch = setting()
     optimiser = optax.sgd(1.0)

@@ -9,6 +9,7 @@ from typing import Any
 
 import tyro
 
+from mi_align import __version__
 from mi_align.cli.bench import Bench
 from mi_align.cli.reproduce import Reproduce
 from mi_align.cli.verify import Verify
@@ -29,11 +30,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
       0 where everything held, 1 where something did not, 2 for wrong usage or input, 130 after Ctrl-C.
     """
+    given = sys.argv[1:] if arguments is None else arguments
+    if list(given) == ["--version"]:
+        print(f"mi-align {__version__}")
+        return 0
     try:
         command = tyro.extras.subcommand_cli_from_dict(
             COMMANDS,
             prog="mi-align",
-            description="RLHF, DPO and contrastive learning as one thing: certified, and trained.",
+            description="RLHF, DPO and contrastive learning as one thing: certified, and trained. (--version: which.)",
             args=arguments,
             config=(tyro.conf.FlagCreatePairsOff,),
         )

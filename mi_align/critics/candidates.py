@@ -53,6 +53,14 @@ class Candidates(NamedTuple):
     nll_mask: Bool[Array, "*batch C T"] | None = None
     extras: Mapping[str, Array] | None = None
 
+    @property
+    def batch_shape(self) -> tuple[int, ...]:
+        """The axes before that of the candidates, by the first field that is there."""
+        by_token, by_candidate = (self.policy, self.reference), (self.score, self.reward)
+        shapes = [jnp.shape(x)[:-2] for x in by_token if x is not None]
+        shapes += [jnp.shape(x)[:-1] for x in by_candidate if x is not None]
+        return shapes[0] if shapes else ()
+
     @classmethod
     def from_sequences(
         cls,

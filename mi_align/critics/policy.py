@@ -184,7 +184,8 @@ def length_desensitised_reward(candidates: Candidates, *, beta: Scalar, tail_wei
     kept = _kept(candidates, ratios)
     position = jnp.cumsum(jnp.ones(ratios.shape, bool) if kept is None else kept, axis=-1)
     shortest = jnp.min(fill(lengths(candidates), candidates.candidate_mask, jnp.inf), axis=-1)[..., None, None]
-    return beta * masked_sum(jnp.where(position <= shortest, ratios, tail_weight * ratios), axis=-1)
+    common, tail = (masked_sum(ratios, part, axis=-1) for part in (position <= shortest, position > shortest))
+    return beta * (common + tail_weight * tail)
 
 
 def length_regularised_reward(candidates: Candidates, *, beta: Scalar, length_penalty: Scalar) -> Logits:

@@ -59,10 +59,13 @@ def select(ledger: Mapping[str, Claim], wanted: str) -> Mapping[str, Claim]:
     """The claims named in a comma-separated list; `13` means 13a, 13b, ….
 
     Raises:
-      ValueError: the ledger has no such claim (the nearest is named).
+      ValueError: the list names nothing, or the ledger has no such claim (the nearest is named).
     """
     chosen: dict[str, Claim] = {}
-    for name in filter(None, (part.strip() for part in wanted.split(","))):
+    names = [name for name in (part.strip() for part in wanted.split(",")) if name]
+    if not names:
+        raise ValueError(f"`claims` is {wanted!r}, but numbers were wanted, such as 13,21,39. Leave it out for all.")
+    for name in names:
         pattern = re.escape(name) + ("[a-z]*" if name.isdigit() else "")
         matching = {identifier: claim for identifier, claim in ledger.items() if re.fullmatch(pattern, identifier)}
         if not matching:

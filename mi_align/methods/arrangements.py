@@ -20,7 +20,9 @@ candidate, or whose last rejected one, is not there has loss 0 and no gradient.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +41,7 @@ __all__ = [
     "pair_and_gold",
     "pair_with_margin",
     "pairs_of_batch",
+    "per_candidate",
     "ranking",
     "soft_labelled",
     "unpaired",
@@ -49,6 +52,19 @@ Objective = Callable[..., Array]
 Logits = Float[Array, "*batch C"]
 Scalar = float | Float[Array, ""]
 Losses = Float[Array, "*batch"]
+
+
+def per_candidate(value: Any) -> Any:
+    """A hyper-parameter of one number an example, so that it meets logits `[*batch, C]`; a single number as it is."""
+    return jnp.asarray(value)[..., None] if jnp.ndim(value) else value
+
+
+def _by_candidate(objective: Objective) -> Objective:
+    """An objective that takes logits `[*batch, C]`, with its hyper-parameters to match."""
+    if not isinstance(objective, functools.partial):
+        return objective
+    hyper = {name: per_candidate(value) for name, value in objective.keywords.items()}
+    return functools.partial(objective.func, *objective.args, **hyper)
 
 
 def _exactly(number: int, logits: Logits, remedy: str) -> None:
@@ -72,12 +88,13 @@ def pair(objective: Objective, logits: Logits, candidates: Candidates) -> Losses
     return fill(objective(logits[..., 0], logits[..., 1]), _there(candidates, 0, 1), 0)
 
 
-def pair_with_margin(objective: Objective, logits: Logits, candidates: Candidates) -> Losses:
-    """A pair and, where annotators gave one, by how much the chosen response should win."""
+def pair_with_margin(objective: Objective, logits: Logits, candidates: Candidates, *, margin: Scalar = 0.0) -> Losses:
+    """A pair, and by how much the chosen response should win: `margin`, and what annotators said beyond it."""
     if candidates.margin is None:
         return pair(objective, logits, candidates)
-    margin = jnp.asarray(candidates.margin)
-    return pair(lambda positive, negative: objective(positive, negative, margin=margin), logits, candidates)
+    checks.floating(margin=candidates.margin)
+    whole = margin + fill(jnp.asarray(candidates.margin), _there(candidates, 0, 1), 0)
+    return pair(lambda positive, negative: objective(positive, negative, margin=whole), logits, candidates)
 
 
 def pair_and_gold(objective: Objective, logits: Logits, candidates: Candidates) -> Losses:
@@ -126,7 +143,9 @@ def soft_labelled(
     """All candidates, with softmax(reward / temperature) as their soft labels."""
     mask = candidates.candidate_mask
     rewards = _rewards(logits, candidates)
-    weights = jax.nn.softmax(fill(rewards / reward_temperature, mask, float(jnp.finfo(rewards.dtype).min)), axis=-1)
+    weights = jax.nn.softmax(
+        fill(rewards / per_candidate(reward_temperature), mask, float(jnp.finfo(rewards.dtype).min)), axis=-1
+    )
     return objective(logits, weights) if mask is None else objective(logits, weights, where=mask)
 
 
@@ -140,7 +159,8 @@ def _labels(logits: Logits, candidates: Candidates) -> Bool[Array, "*batch C"]:
 
 def unpaired(objective: Objective, logits: Logits, candidates: Candidates) -> Losses:
     """Every candidate by itself, desirable or not."""
-    return masked_mean(objective(logits, _labels(logits, candidates)), candidates.candidate_mask, axis=-1)
+    losses = _by_candidate(objective)(logits, _labels(logits, candidates))
+    return masked_mean(losses, candidates.candidate_mask, axis=-1)
 
 
 def unpaired_around_divergence(objective: Objective, logits: Logits, candidates: Candidates, *, beta: Scalar) -> Losses:
@@ -152,13 +172,16 @@ def unpaired_around_divergence(objective: Objective, logits: Logits, candidates:
             "take 'apo_zero_unpaired', which does without."
         )
     divergence = jax.lax.stop_gradient(jnp.asarray(candidates.reference_point))
-    level = beta * (divergence[..., None] if divergence.ndim else divergence)
-    return unpaired(lambda score, desirable: objective(score, desirable, reference_point=level), logits, candidates)
+    level = per_candidate(beta * divergence)
+    objective = functools.partial(_by_candidate(objective), reference_point=level)
+    losses = objective(logits, _labels(logits, candidates))
+    return masked_mean(losses, candidates.candidate_mask, axis=-1)
 
 
 def against_rewards(objective: Objective, logits: Logits, candidates: Candidates) -> Losses:
     """Every candidate by itself, against its reward."""
-    return masked_mean(objective(logits, _rewards(logits, candidates)), candidates.candidate_mask, axis=-1)
+    losses = _by_candidate(objective)(logits, _rewards(logits, candidates))
+    return masked_mean(losses, candidates.candidate_mask, axis=-1)
 
 
 def chosen_alone(objective: Objective, logits: Logits, candidates: Candidates) -> Losses:

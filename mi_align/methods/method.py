@@ -9,10 +9,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Float
 
 from mi_align import checks
 from mi_align.critics import Candidates
+from mi_align.methods.arrangements import per_candidate
 
 __all__ = ["Frozen", "Method", "Table", "UnknownMethod"]
 
@@ -42,9 +45,22 @@ class Frozen(Mapping[str, V], Generic[V]):
         """How many entries there are."""
         return len(self._entries)
 
+    def __eq__(self, other: object) -> bool:
+        """Whether the entries are the same; arrays by their numbers."""
+        if not isinstance(other, Mapping) or self.keys() != other.keys():
+            return NotImplemented if not isinstance(other, Mapping) else False
+        return all(_same(value, other[name]) for name, value in self.items())
+
+    __hash__ = None  # type: ignore[assignment]  # what it holds need not have one
+
     def __repr__(self) -> str:
         """As a dictionary."""
         return repr(self._entries)
+
+
+def _same(x: Any, y: Any) -> bool:
+    arrays = (np.ndarray, jax.Array)
+    return bool(np.array_equal(x, y)) if isinstance(x, arrays) or isinstance(y, arrays) else bool(x == y)
 
 
 class _Parts(NamedTuple):
@@ -115,12 +131,15 @@ class Method:
         >>> METHODS["dpo"].configure(beta=0.2).defaults["beta"]
         0.2
         """
-        self._check(hyper)
+        traced = {name: value for name, value in hyper.items() if isinstance(value, jax.core.Tracer)}
+        known = {name: value for name, value in hyper.items() if name not in traced}
+        # Configuring is done once, so that an array on a device is waited for and looked at too.
+        self._check({n: np.asarray(v) if isinstance(v, jax.Array) else v for n, v in known.items()} | traced)
         return dataclasses.replace(self, defaults={**self.defaults, **hyper})
 
     def logits(self, candidates: Candidates, **hyper: Any) -> Float[Array, "*batch C"]:
         """The critic's logits, `[*batch, C]`; hyper-parameters that only other parts take may be given too."""
-        return _logits(self.critic, candidates, _own(self.critic, self._complete(candidates, hyper)))
+        return _logits(self.critic, candidates, _of_critic(self.critic, self._complete(candidates, hyper)))
 
     def __call__(self, candidates: Candidates, **hyper: Any) -> Float[Array, "*batch"]:
         """The loss of each example.
@@ -167,7 +186,11 @@ class Method:
                 "log-probabilities, or take a method without one, such as 'simpo', 'cpo' or 'dpo_reference_free'."
             )
         self._check(hyper)
-        return {**self.defaults, **hyper}
+        whole = {**self.defaults, **hyper}
+        arrays = {name: value for name, value in whole.items() if jnp.ndim(value)}
+        if arrays:
+            checks.broadcastable(candidates.batch_shape, **arrays)
+        return whole
 
     def _check(self, hyper: Mapping[str, Any]) -> None:
         known = self.hyper_parameters()
@@ -191,6 +214,11 @@ def _own(part: Part, hyper: Mapping[str, Any]) -> dict[str, Any]:
     return {name: hyper[name] for name in hyper if name in _keywords(part)}
 
 
+def _of_critic(critic: Part, hyper: Mapping[str, Any]) -> dict[str, Any]:
+    """Those that a critic takes: what is one number an example is one for each of its candidates."""
+    return {name: per_candidate(value) for name, value in _own(critic, hyper).items()}
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def _logits(critic: Part, candidates: Candidates, hyper: Mapping[str, Any]) -> Array:
     return critic(candidates, **hyper)
@@ -198,7 +226,7 @@ def _logits(critic: Part, candidates: Candidates, hyper: Mapping[str, Any]) -> A
 
 @functools.partial(jax.jit, static_argnums=0)
 def _losses(parts: _Parts, candidates: Candidates, hyper: Mapping[str, Any]) -> Array:
-    logits = parts.critic(candidates, **_own(parts.critic, hyper))
+    logits = parts.critic(candidates, **_of_critic(parts.critic, hyper))
     objective = functools.partial(parts.objective, **_own(parts.objective, hyper))
     loss = parts.arrange(objective, logits, candidates, **_own(parts.arrange, hyper))
     if parts.weight is not None:

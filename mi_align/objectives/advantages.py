@@ -156,6 +156,10 @@ def group_advantage(
     """
     centred, kept = _centred(reward, where)
     degrees = kept - correction
-    variance = masked_sum(jnp.square(centred), axis=-1)[..., None] / jnp.where(degrees > 0, degrees, 1)
-    spread = (variance > 0) & (degrees > 0)
-    return jnp.where(spread, centred / (jnp.sqrt(jnp.where(spread, variance, 1)) + eps), 0)
+    # In units of the largest, whose square neither overflows nor vanishes.
+    largest = jax.lax.stop_gradient(jnp.max(jnp.abs(centred), axis=-1, keepdims=True))
+    spread = (largest > 0) & (degrees > 0)
+    unit = jnp.where(spread, largest, 1)
+    relative = centred / unit
+    variance = masked_sum(jnp.square(relative), axis=-1)[..., None] / jnp.where(degrees > 0, degrees, 1)
+    return jnp.where(spread, relative / (jnp.sqrt(jnp.where(spread, variance, 1)) + eps / unit), 0)

@@ -151,7 +151,8 @@ def ppo_loss(
     # Which of the two bounds min(…) applies depends on A's sign; as logarithms, ratios beyond it never overflow.
     gain = jnp.minimum(log_ratio, log1p(jnp.asarray(clip_high)))
     loss = jnp.minimum(jnp.maximum(log_ratio, log1p(-jnp.asarray(clip_low))), jnp.log(ratio_cap))
-    return -advantage * jnp.exp(jnp.where(advantage < 0, loss, gain))
+    bounded = jnp.where(advantage < 0, loss, gain)
+    return -advantage * jnp.exp(jnp.where(advantage == 0, 0, bounded))  # unclipped, the ratio may be infinite
 
 
 @objective

@@ -73,6 +73,8 @@ def plackett_luce_loss(
         start = _starts_of_levels(ties, kept)
         best, total = (jnp.take_along_axis(x, start, axis=-1) for x in (best, total))
         against = jnp.where(start == positions(scores), against, best - scores + jnp.log(total))
+    if top_k is not None:
+        checks.integers(top_k=top_k)
     counted = kept if top_k is None else kept & (jnp.cumsum(kept, axis=-1) <= top_k)
     return masked_sum(against, counted, axis=-1)
 

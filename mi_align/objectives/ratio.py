@@ -124,5 +124,6 @@ def cispo_loss(
     """
     logp, old_logp, advantage = tokens(logp, old_logp, advantage, where)
     weight = jax.lax.stop_gradient(jnp.exp(jnp.minimum(logp - old_logp, jnp.log(ratio_cap))))
+    weight = jnp.where(advantage[..., None] == 0, 0, weight)  # uncapped, it may be infinite
     losses = reinforce_loss(logp, weight * advantage[..., None]) + penalty(logp, reference_logp, where, beta)
     return Mean.of(losses, where)

@@ -26,14 +26,16 @@ def preference_loss(
 
     What it takes besides the parameters is a pair: the batch, and the reference's log-probabilities of it a token (or
     None for a method without a reference), `logps(reference, batch)`, computed on the spot or cached. Either way the
-    first step's margins are exactly 0.
+    first step's margins are exactly 0. A prompt without any candidate (padding of a batch) has no weight.
     """
 
     def loss(params: Params, scored: Scored) -> tuple[Mean, Metrics]:
         batch, reference = scored
         compared = candidates(batch, logps(params, batch), reference)
-        return Mean.of(method(compared)), preference_metrics(compared)
+        there = jnp.any(jnp.asarray(batch.candidate_mask), axis=-1)
+        return Mean.of(method(compared), there), preference_metrics(compared)
 
+    loss.couples_batch = getattr(method, "couples_batch", False)  # type: ignore[attr-defined]  # for `train_step`
     return loss
 
 

@@ -30,11 +30,21 @@ def train_step(loss: Loss, optimiser: optax.GradientTransformation, *, micro_bat
       optimiser: any Optax transformation.
       micro_batches: in how many equal parts, one after the other, the batch is scored, to save memory. Totals and
         weights are summed before they are divided, so the gradient is that of the whole batch for every loss,
-        whatever share of the weight a part has. Not for losses that couple the examples of a batch.
+        whatever share of the weight a part has.
+
+    Raises:
+      ValueError: there are several micro-batches, and the loss says by an attribute `couples_batch` that an example's
+        loss depends on the rest of its batch; or, from the step, they do not divide the batch.
 
     Returns:
       The step; compile it with `jax.jit`. Its metrics are those of the loss, `loss` and `grad_norm`.
     """
+
+    if micro_batches > 1 and getattr(loss, "couples_batch", False):
+        raise ValueError(
+            f"`micro_batches` is {micro_batches}, but this loss couples the examples of a batch: parts would be scored "
+            "as batches of their own. Pass 1, or take a method that does not (`Method.couples_batch`)."
+        )
 
     def step(state: TrainState, batch: PyTree) -> tuple[TrainState, Metrics]:
         slope, metrics = _gradient(loss, state.params, batch, micro_batches)

@@ -11,10 +11,12 @@ import pytest
 
 from mi_align.objectives import (
     centred_advantage,
+    cispo_loss,
     discopop_loss,
     exo_loss,
     group_advantage,
     interpolated_bound,
+    ppo_loss,
     weighted_info_nce_loss,
     weighted_nca_loss,
 )
@@ -90,6 +92,21 @@ def test_centred_rewards_are_as_exact_as_their_rounding_allows(offset: float) ->
     np.testing.assert_allclose(centred_advantage(rewards), centred, rtol=F32, atol=rounding)
     deviation = np.sqrt(np.sum(centred**2) / 4) + float(np.float32(1e-4))
     np.testing.assert_allclose(group_advantage(rewards), centred / deviation, rtol=4 * F32, atol=rounding / deviation)
+
+
+@pytest.mark.parametrize("unit", [1e-25, 1.0, 1e20, 1e38])
+def test_a_groups_advantage_has_no_unit_whatever_the_rewards_size(unit: float) -> None:
+    """Deviations whose squares overflow or vanish."""
+    came = group_advantage(np.array([1.0, 0.0, 0.5], np.float32) * np.float32(unit), eps=0.0)
+    np.testing.assert_allclose(came, [1.0, -1.0, 0.0], atol=4 * F32)
+
+
+def test_no_advantage_is_no_loss_however_large_an_unclipped_ratio_is() -> None:
+    logp, old, advantage = np.zeros(1, np.float32), np.full(1, -100, np.float32), np.zeros(1, np.float32)
+    loss, slope = jax.jit(jax.value_and_grad(lambda x: ppo_loss(x, old, advantage, clip_high=np.inf)[0]))(logp)
+    assert loss == 0 and not slope.any()
+    total = cispo_loss(logp[:1, None], old[:1, None], advantage[:1], ratio_cap=np.inf).total
+    assert total == 0
 
 
 def test_the_interpolated_bound_keeps_one_less_alpha_whole(x64: None) -> None:
