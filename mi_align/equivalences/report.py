@@ -138,7 +138,7 @@ def _claims(certificates: Sequence[Certificate]) -> str:
 
 def _row(c: Certificate) -> tuple[str, ...]:
     mark = '<span class="good">✓</span>' if c.passed else '<span class="bad">✗</span>'
-    orders = {0: "", 1: ", gradient", 2: ", gradient, Hessian"}[c.derivatives]
+    orders = {0: "", 1: ", gradient", 2: ", gradient, Hessian · direction"}[c.derivatives]
     notes = [c.source, f"twin: {c.slip}", *([f"tolerance: {c.why}"] if c.why else [])]
     if isinstance(c.worst, str):
         notes.append(c.worst)

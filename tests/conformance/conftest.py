@@ -1,4 +1,4 @@
-"""The fuzz's table: printed after a run, and written to `FUZZ.md` when it is complete."""
+"""The fuzz's table: printed after a run, and written to `FUZZ.md` once every row is known; later runs refresh it."""
 
 from __future__ import annotations
 
@@ -7,18 +7,36 @@ from typing import Any
 
 TABLE = Path(__file__).with_name("FUZZ.md")
 
+Cells = list[str]
+
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     reports = [r for kind in ("passed", "failed") for r in terminalreporter.stats.get(kind, [])]
-    rows = [cells for report in reports for key, cells in getattr(report, "user_properties", []) if key == "fuzz"]
-    if not rows:
+    fresh = [cells for report in reports for key, cells in getattr(report, "user_properties", []) if key == "fuzz"]
+    if not fresh:
         return
     from tests.conformance.fuzz import SUBJECTS, page
 
-    order = list(SUBJECTS)
-    rows.sort(key=lambda cells: (order.index(cells[0]), cells[1]))
     terminalreporter.section("fuzz")
-    for cells in rows:
+    for cells in in_order(fresh, list(SUBJECTS)):
         terminalreporter.write_line("  ".join(cells[:7]))
+    rows = in_order(merged(known_rows(TABLE), fresh), list(SUBJECTS))
     if len(rows) == 2 * len(SUBJECTS):
         TABLE.write_text(page(rows))
+
+
+def in_order(rows: list[Cells], subjects: list[str]) -> list[Cells]:
+    return sorted((r for r in rows if r[0] in subjects), key=lambda cells: (subjects.index(cells[0]), cells[1]))
+
+
+def merged(old: list[Cells], fresh: list[Cells]) -> list[Cells]:
+    return list({tuple(cells[:2]): cells for cells in (*old, *fresh)}.values())
+
+
+def known_rows(table: Path) -> list[Cells]:
+    """The rows of a page that was written before: figures from its first table, places from its second."""
+    lines = table.read_text().splitlines() if table.exists() else []
+    cells = [line.strip("| ").split(" | ") for line in lines if line.startswith("| ") and "---" not in line]
+    figures = [c for c in cells if len(c) == 7 and c[0] != "function"]
+    places = {tuple(c[:2]): [place.strip("`") for place in c[2:]] for c in cells if len(c) == 4 and c[0] != "function"}
+    return [[*c, *places[tuple(c[:2])]] for c in figures if tuple(c[:2]) in places]

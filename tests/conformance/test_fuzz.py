@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from tests.conformance import fuzz
+from tests.conformance.conftest import known_rows, merged
 from tests.conformance.fuzz import SUBJECTS
 from tests.oracles import NUMERICS, ORACLES
 
@@ -53,6 +55,15 @@ def test_an_error_of_twenty_ulp_is_seen(name: str, dtype: type, by: float, monke
     monkeypatch.setitem(SUBJECTS, name, wrong)
     row = fuzz.fuzz(name, dtype, 4 * len(fuzz.REGIMES))
     assert row.value.share > 1 and row.gradient.share > 1
+
+
+def test_a_run_of_some_rows_refreshes_these_and_keeps_the_others(tmp_path: Path) -> None:
+    old = [[n, d, "1,000", "0.50", "1.25", "—", "3 (0.10)", "x=-1.5, k=[1, 2, …]", "x=0.0"] for n in "ab" for d in "fg"]
+    (tmp_path / "FUZZ.md").write_text(fuzz.page(old))
+    assert known_rows(tmp_path / "FUZZ.md") == old
+    fresh = [["b", "f", "2,000", *old[0][3:]]]
+    assert merged(old, fresh) == [*old[:2], *fresh, old[3]]
+    assert known_rows(tmp_path / "none.md") == []
 
 
 def test_a_nan_anywhere_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
