@@ -105,7 +105,7 @@ def _processor() -> str:
 def environment() -> dict[str, Any]:
     """Where and with what a measurement was made."""
     versions = {}
-    for package in ("mi-align", "jax", "jaxlib", "optax", "rax", "torch", "numpy"):
+    for package in ("mi-align", "jax", "jaxlib", "optax", "rax", "torch", "liger-kernel", "tokamax", "numpy"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
     return {
