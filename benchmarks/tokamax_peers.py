@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -29,7 +30,10 @@ def where_installed(prepare: Callable[[Task, Pass], Program]) -> Callable[[Task,
 
     def prepared(task: Task, which: Pass) -> Program:
         if importlib.util.find_spec("tokamax") is None:
-            raise Skipped("tokamax is not installed here; `make bench-tokamax` has an environment of its own for it")
+            raise Skipped(
+                "tokamax is not installed here; `make bench-tokamax PYTHON=python3.12` has an environment for it"
+            )
+        logging.getLogger("absl").setLevel(logging.ERROR)  # or it says for every shape that its tiles are not tuned
         return prepare(task, which)
 
     return prepared

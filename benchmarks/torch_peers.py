@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,7 @@ def prepared(way: TorchWay, task: Task, which: Pass) -> Program:
         need(way.package, "make peers")
     import torch
 
+    warnings.filterwarnings("ignore", "dynamo_pgo force disabled")  # as `logprobs.py` asks for
     torch._dynamo.reset()  # or it stops compiling after eight shapes, and runs eagerly
     memory = measured_memory(way, task, which)
     run = way.build(task, which)
