@@ -10,8 +10,10 @@ VENV ?= .venv
 WORKERS ?= auto
 ARGS ?=
 bin := $(VENV)/bin
+# They ask for a torch or a triton of their own; without dependencies they take the one that is there.
+PEERS := "liger-kernel>=0.8.5,<0.9" "cut-cross-entropy>=25.1.1,<26"
 
-.PHONY: help setup reproduce test test-slow conformance mutants lint format bench bench-logprobs lock readme clean
+.PHONY: help setup reproduce test test-slow conformance mutants lint format bench peers bench-logprobs bench-losses bench-tokamax lock readme clean
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -46,9 +48,21 @@ bench: ## time the objectives beside torch, optax and rax; write benchmarks/resu
 	@$(PYTHON) scripts/setup_env.py .venv-conformance conformance
 	@.venv-conformance/bin/python benchmarks/objectives.py --write $(ARGS)
 
-bench-logprobs: ## time loss kernels and whole losses beside torch; write benchmarks/results/
+peers: ## install Liger and Cut Cross-Entropy beside torch, without the CUDA that they ask for
 	@$(PYTHON) scripts/setup_env.py .venv-conformance conformance
-	@.venv-conformance/bin/python benchmarks/logprobs.py --write $(ARGS)
+	@.venv-conformance/bin/python -m pip install --quiet --disable-pip-version-check --no-deps $(PEERS)
+
+bench-logprobs: peers ## time loss kernels beside torch; write benchmarks/results/
+	@.venv-conformance/bin/python benchmarks/logprobs.py --write --methods none --peers torch,torch.compile,cut_cross_entropy $(ARGS)
+
+bench-losses: peers ## time whole preference losses beside Liger; write benchmarks/results/
+	@.venv-conformance/bin/python benchmarks/logprobs.py --write --name preference-losses --implementations chunked,plain \
+		--methods dpo,dpo_reference_free,mio,orpo,simpo --peers liger $(ARGS)
+
+bench-tokamax: ## time loss kernels beside tokamax, in an environment of its own (make PYTHON=python3.12)
+	@$(PYTHON) scripts/setup_env.py .venv-tokamax tokamax
+	@.venv-tokamax/bin/python benchmarks/logprobs.py --write --name tokamax --implementations chunked,memory_budget,plain,optax \
+		--methods none --peers tokamax,tokamax_chunked $(ARGS)
 
 lock: setup ## refresh requirements-dev.txt
 	@$(bin)/uv pip compile -q --universal --generate-hashes --python-version 3.11 --group dev pyproject.toml -o requirements-dev.txt

@@ -17,11 +17,13 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from mi_align.benchmark.summary import summary
 from mi_align.equivalences import Claim
 from mi_align.equivalences.ledger import CHAPTERS, LEDGER, chapter
 from mi_align.methods import methods_table
 
 ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
 TOUR = ROOT / "examples" / "one_pair.py"
 
 
@@ -91,7 +93,7 @@ def _latex(statement: str) -> str:
 
 #: Page -> its generated sections, and what makes them.
 SECTIONS: dict[str, dict[str, Callable[[], str]]] = {
-    "README.md": {"one-pair": one_pair},
+    "README.md": {"one-pair": one_pair, "speed": lambda: summary(RESULTS)},
     "docs/methods.md": {"methods": methods_table},
     "docs/ledger.md": {"ledger": ledger_tables},
 }

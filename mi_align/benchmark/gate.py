@@ -84,12 +84,17 @@ class _Outputs:
     vocabulary: np.ndarray | None = None
 
     def errors(self, truth: _Outputs) -> dict[str, float]:
-        """Largest error of each, relative to the largest entry of the truth; NaN counts as infinite."""
+        """Largest error of each, relative to the largest entry of the truth; NaN counts as infinite.
+
+        A value that is one number is their sum, and its error relative to the sum of their sizes.
+        """
         found = {}
         for name in ("value", "hidden", "vocabulary"):
             came, wanted = getattr(self, name), getattr(truth, name)
             if came is not None:
                 scale = np.abs(wanted).max() or 1.0
+                if came.ndim == 0 < wanted.ndim:
+                    wanted, scale = wanted.sum(), np.abs(wanted).sum() or 1.0
                 error = np.abs(came.astype(np.float64) - wanted).max() / scale
                 found[name] = float(error) if np.isfinite(error) else float("inf")
         return found
@@ -115,7 +120,7 @@ class Gate:
         self.allowed = {name: max(FACTOR * error, units[name] * eps) for name, error in by_plain.items()}
 
     def judge(self, outputs: Sequence[jax.Array]) -> Verdict:
-        """What a contender made at the probe: value, then the gradients in hidden and vocabulary where it has them."""
+        """What a contender made at the probe: values or their sum, then the gradients in hidden and vocabulary."""
         value, *gradients = (np.asarray(x) for x in outputs)
         hidden = gradients[0] if gradients else None
         came = _Outputs(

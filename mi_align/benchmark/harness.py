@@ -105,7 +105,7 @@ def _processor() -> str:
 def environment() -> dict[str, Any]:
     """Where and with what a measurement was made."""
     versions = {}
-    for package in ("mi-align", "jax", "jaxlib", "optax", "rax", "torch", "numpy"):
+    for package in ("mi-align", "jax", "jaxlib", "optax", "rax", "torch", "liger-kernel", "tokamax", "numpy"):
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
     return {
@@ -153,7 +153,7 @@ def write(name: str, rows: Sequence[Mapping[str, Any]], table: str, folder: Path
     return path
 
 
-def markdown(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, Callable[[Any], str]]) -> str:
+def markdown(rows: Sequence[Any], columns: Mapping[str, Callable[[Any], str]]) -> str:
     """The rows as a Markdown table."""
     lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
     lines += ["| " + " | ".join(show(row) for show in columns.values()) + " |" for row in rows]

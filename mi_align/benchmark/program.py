@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from mi_align.benchmark.kernels import Kernel
-from mi_align.benchmark.task import Task
+from mi_align.benchmark.task import LOGPS, Task
 
 __all__ = ["PASSES", "Contender", "Memory", "Pass", "Program", "Skipped", "contender", "measured_memory"]
 
@@ -55,6 +55,7 @@ class Contender:
       frozen: whether it makes the gradient in the hidden states only.
       half: whether it scores half of the positions.
       losses: whether it is also timed under whole preference losses.
+      tasks: names of the tasks that it enters, where that is not all of them.
       passes: which are timed.
       recomputes: whether its backward pass makes the logits again.
     """
@@ -64,8 +65,13 @@ class Contender:
     frozen: bool = False
     half: bool = False
     losses: bool = False
+    tasks: tuple[str, ...] | None = None
     passes: tuple[Pass, ...] = PASSES
     recomputes: bool = False
+
+    def enters(self, task: str) -> bool:
+        """Whether it is timed on a task of this name."""
+        return (task == LOGPS or self.losses) if self.tasks is None else task in self.tasks
 
 
 def contender(kernel: Kernel) -> Contender:

@@ -16,8 +16,6 @@ __all__ = ["COLUMNS", "by_task", "line", "record", "sizes", "tables", "write"]
 #: Version of the JSON's layout.
 SCHEMA = 1
 
-_NAME = "logprobs"
-
 
 def _seconds(x: float) -> str:
     """`1.52 s`, `15.2 ms`, `152 µs`."""
@@ -160,9 +158,11 @@ def _summary(rows: Sequence[Row], seconds: float) -> dict[str, Any]:
     return {"schema": SCHEMA, "seconds": round(seconds, 1), "wrong": sum(row["status"] == "wrong" for row in rows)}
 
 
-def write(folder: Path, rows: Sequence[Row], seconds: float, *, picture: bool = True) -> list[Path]:
+def write(
+    folder: Path, rows: Sequence[Row], seconds: float, *, name: str = "logprobs", picture: bool = True
+) -> list[Path]:
     """Write the three files into a folder, made if need be; the picture only where something was timed."""
-    path = harness.write(_NAME, compared(rows), tables(rows), folder, **_summary(rows, seconds))
+    path = harness.write(name, compared(rows), tables(rows), folder, **_summary(rows, seconds))
     written = [path, path.with_suffix(".md")]
     if picture and any(row["status"] == "right" for row in rows):
         written.append(path.with_suffix(".png"))

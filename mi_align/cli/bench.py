@@ -52,8 +52,8 @@ class Bench:
         return bench(self)
 
 
-def bench(options: Bench, peers: Sequence[Contender] = ()) -> int:
-    """What the command does, with further contenders where they are given."""
+def bench(options: Bench, peers: Sequence[Contender] = (), *, name: str = "logprobs") -> int:
+    """What the command does, with further contenders and files of another name where they are given."""
     from mi_align.benchmark import report
 
     start = time.perf_counter()
@@ -65,7 +65,7 @@ def bench(options: Bench, peers: Sequence[Contender] = ()) -> int:
     for row in _with_progress(tasks, contenders, budget=budget, quiet=options.json):
         rows.append(row)
         if options.output is not None and row["status"] == "ceiling":  # the last of a pass: no interruption loses it
-            report.write(options.output, rows, time.perf_counter() - start, picture=False)
+            report.write(options.output, rows, time.perf_counter() - start, name=name, picture=False)
     seconds = time.perf_counter() - start
     wrong = [row for row in rows if row["status"] == "wrong"]
     if options.json:
@@ -73,7 +73,7 @@ def bench(options: Bench, peers: Sequence[Contender] = ()) -> int:
     else:
         print(_summary(rows, wrong, seconds))
     if options.output is not None:
-        paths = report.write(options.output, rows, seconds)
+        paths = report.write(options.output, rows, seconds, name=name)
         print(*(f"written: {path}" for path in paths), sep="\n", file=sys.stderr if options.json else sys.stdout)
     return 1 if wrong else 0
 
@@ -117,7 +117,6 @@ def _with_progress(
 
     from mi_align.benchmark.measure import measure
     from mi_align.benchmark.report import line
-    from mi_align.benchmark.task import LOGPS
 
     tasks = list(tasks)
     console = Console(quiet=quiet, highlight=False, soft_wrap=True)
@@ -125,7 +124,7 @@ def _with_progress(
     with Progress(*columns, console=console, disable=quiet or not console.is_terminal, transient=True) as bar:
         shown = bar.add_task("", total=len(tasks))
         for task in tasks:
-            entered = [c for c in contenders if task.name == LOGPS or c.losses]
+            entered = [c for c in contenders if c.enters(task.name)]
             for row in measure(task, entered, budget=budget, say=lambda text: bar.update(shown, description=text)):
                 console.print(line(row), markup=False) if not quiet else None
                 yield row
