@@ -14,6 +14,8 @@ import jax
 import numpy as np
 import pytest
 
+from tests.conformance.fuzz_table import pytest_terminal_summary  # noqa: F401  # a hook
+
 jax.config.update("jax_numpy_rank_promotion", "raise")
 gc.set_threshold(100_000, 50, 50)  # traces are many objects that live on
 

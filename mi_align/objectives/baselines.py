@@ -173,14 +173,35 @@ def _log_baselines(x: Array, given: Array, alpha: Array, pairs: Array) -> Float[
     return jnp.where(largest, without_largest, _log_mixtures(x, given, alpha, pairs, others, 1.0, rest))
 
 
-def _marginal_term(excess: Array, alpha: Array) -> Float[Array, "*batch N"]:
-    """1 − m / (α m + (1 − α) q) from log q − log m."""
+def _halves(excess: Array, alpha: Array) -> tuple[Array, Array, Array, Array]:
+    """Whether q > m, and relative to the larger of the two the smaller, the difference, and α m + (1 − α) q."""
     above = excess > 0
     downward = jnp.where(above, -excess, excess)
-    small, share = jnp.exp(downward), -expm1(downward) * (1 - alpha)
-    mixture = jnp.where(above, alpha * small + (1 - alpha), alpha + (1 - alpha) * small)
+    small = jnp.exp(downward)
+    return above, small, -expm1(downward), jnp.where(above, alpha * small + (1 - alpha), alpha + (1 - alpha) * small)
+
+
+@jax.custom_jvp
+def _marginal_term(excess: Array, alpha: Array) -> Float[Array, "*batch N"]:
+    """1 − m / (α m + (1 − α) q) from log q − log m."""
+    above, _, gap, mixture = _halves(excess, alpha)
+    share = gap * (1 - alpha)
     beyond = jnp.where(share > 0, jnp.inf, 0)
     return jnp.where(above, 1, -1) * jnp.where(mixture > 0, share / jnp.where(mixture > 0, mixture, 1), beyond)
+
+
+@_marginal_term.defjvp
+def _marginal_term_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    """∂/∂(log q) = (1 − α) m q / a², ∂/∂α = m (m − q) / a²; term by term these would cancel where q ≫ m."""
+    excess, alpha = primals
+    above, small, gap, mixture = _halves(excess, alpha)
+    some = mixture > 0
+    mixture = jnp.where(some, mixture, 1)
+    less, other = small / mixture, gap / mixture
+    by_excess = less * ((1 - alpha) / mixture)
+    by_alpha = jnp.where(above, -less * other, other / mixture)
+    slope = by_excess * tangents[0] + by_alpha * tangents[1]
+    return _marginal_term(excess, alpha), jnp.where(some, slope, 0)
 
 
 def _matrix(scores: Array, log_baseline: Array | float, where: Array | None) -> tuple[Array, Array, Array]:

@@ -87,7 +87,9 @@ def page(rows: Sequence[Sequence[str]]) -> str:
     table = [columns, ["---"] * 2 + ["---:"] * 5, *(row[:7] for row in rows)]
     places = [["function", "dtype", "worst value at", "worst derivative at"], ["---"] * 4]
     places += [[*row[:2], *(f"`{place}`" for place in row[7:])] for row in rows]
-    return INTRODUCTION + _table(table) + "\n## Where the worst were seen\n\n" + _table(places)
+    missing = 2 * len(SUBJECTS) - len(rows)
+    note = f"**{missing} rows are missing.**\n\n" if missing > 0 else ""
+    return INTRODUCTION + note + _table(table) + "\n## Where the worst were seen\n\n" + _table(places)
 
 
 def _table(rows: Sequence[Sequence[str]]) -> str:

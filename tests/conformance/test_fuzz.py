@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from tests.conformance import fuzz
-from tests.conformance.conftest import known_rows, merged
 from tests.conformance.fuzz import SUBJECTS
+from tests.conformance.fuzz_table import known_rows, merged
 from tests.oracles import NUMERICS, ORACLES
 
 DTYPES = [np.float32, np.float64]
