@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mi_align.models import DecoderConfig, cast, count_parameters, hidden_states, init_decoder, response_logps
-from mi_align.models.layers import rotate
+from mi_align.models.positions import rotate
 
 CONFIG = DecoderConfig(
     vocab_size=37,
@@ -69,7 +69,7 @@ def numpy_forward(params: dict, config: DecoderConfig, tokens: np.ndarray) -> np
 
     stream = [params["embedding"][token] for token in tokens]
     for layer in range(config.layers):
-        block = params["blocks"][layer]
+        block = jax.tree.map(lambda x, layer=layer: x[layer], params["blocks"])
         attention, mlp = block["attention"], block["feed_forward"]
         normed = [norm(x, block["attention_norm"]["scale"]) for x in stream]
         queries, keys, values = (
@@ -172,8 +172,9 @@ def test_rotated_inner_products_depend_on_the_distance_alone() -> None:
     with jax.enable_x64(True):
 
         def product(at_query: int, at_key: int) -> float:
-            left = rotate(jnp.asarray(query), jnp.array([at_query]), 100.0)
-            return float(jnp.sum(left * rotate(jnp.asarray(key), jnp.array([at_key]), 100.0)))
+            radians = 100.0 ** (-np.arange(4) / 4)
+            left = rotate(jnp.asarray(query), jnp.array([[at_query]]), radians)
+            return float(jnp.sum(left * rotate(jnp.asarray(key), jnp.array([[at_key]]), radians)))
 
         assert product(9, 4) == pytest.approx(product(1005, 1000), rel=1e-11)
         assert product(0, 0) == pytest.approx(float(np.sum(query * key)), rel=1e-14)

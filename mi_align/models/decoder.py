@@ -2,26 +2,53 @@
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
+import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from mi_align.models.config import DecoderConfig
-from mi_align.models.layers import Block, RMSNorm
+from mi_align.models.layers import Block, Context, KeysAndValues, Norm
+from mi_align.models.positions import frequencies
 
-__all__ = ["Decoder"]
+__all__ = ["Cache", "Decoder"]
+
+#: The keys and values of all layers, `[layers, batch, slots, heads, features]` each, by position.
+Cache = KeysAndValues
+
+#: Up to so many layers the scan is unrolled: it compiles as fast, and XLA fuses across layers.
+_UNROLLED = 4
+
+
+class _Layer(NamedTuple):
+    """What differs from layer to layer: parameters, whether it is windowed, and its part of the cache."""
+
+    params: Any
+    windowed: Bool[Array, ""]
+    cache: KeysAndValues | None
 
 
 class Decoder(nnx.Module):
-    """tokens -> last hidden states. The head is not applied here: `logprobs` does that without storing the logits."""
+    """tokens -> last hidden states. The head is not applied here: `logprobs` does that without storing the logits.
+
+    The blocks' parameters are stacked, `[layers, …]` each, and the stream goes through them in a scan: a program of a
+    deep model is as short as that of a shallow one.
+    """
 
     def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs, dtype: jnp.dtype = jnp.float32) -> None:
         """Draw the parameters of a decoder of the given shape, in `dtype`."""
         init = nnx.initializers.normal(config.width**-0.5)
         shape = (config.vocab_size, config.width)
+        self.config = config
         self.embedding = nnx.Param(init(rngs.params(), shape, dtype))
-        self.blocks = nnx.List([Block(config, dtype=dtype, rngs=rngs) for _ in range(config.layers)])
-        self.norm = RMSNorm(config.width, epsilon=config.norm_epsilon, dtype=dtype)
+        learned = config.learned_positions
+        self.positions = None if learned is None else nnx.Param(init(rngs.params(), (learned, config.width), dtype))
+        self.blocks = nnx.vmap(
+            lambda keys: Block(config, dtype=dtype, rngs=keys), transform_metadata={nnx.PARTITION_NAME: None}
+        )(rngs.split(config.layers))
+        self.norm = Norm(config, config.width, dtype=dtype)
         self.head = self.embedding if config.tied_head else nnx.Param(init(rngs.params(), shape, dtype))
 
     @property
@@ -31,8 +58,61 @@ class Decoder(nnx.Module):
 
     def __call__(self, tokens: Int[Array, "*batch time"]) -> Float[Array, "*batch time features"]:
         """The hidden state after each token, which predicts the next one; no later token enters it."""
-        positions = jnp.arange(tokens.shape[-1])
-        x = self.embedding[tokens.reshape(-1, tokens.shape[-1])]
-        for block in self.blocks:
-            x = block(x, positions)
-        return self.norm(x).reshape(*tokens.shape, -1)
+        rows = tokens.reshape(-1, tokens.shape[-1])
+        hidden, _ = self._through(rows, jnp.broadcast_to(jnp.arange(rows.shape[1]), rows.shape), None)
+        return hidden.reshape(*tokens.shape, -1)
+
+    def continued(
+        self, tokens: Int[Array, "batch time"], positions: Int[Array, "batch time"], cache: Cache
+    ) -> tuple[Float[Array, "batch time features"], Cache]:
+        """The same for tokens at given positions, after those whose keys and values the cache has.
+
+        What the cache holds at later positions is not looked at, so that prompts of uneven lengths may leave anything
+        there. Positions beyond its slots are dropped.
+        """
+        return self._through(tokens, positions, cache)
+
+    def _through(
+        self, tokens: Int[Array, "B T"], positions: Int[Array, "B T"], cache: Cache | None
+    ) -> tuple[Float[Array, "B T D"], Any]:
+        config = self.config
+        x = self.embedding[tokens]
+        if config.embedding_scale != 1:
+            x = x * jnp.asarray(config.embedding_scale, x.dtype)
+        if self.positions is not None:
+            x = x + self.positions[positions]
+        graphdef, params = nnx.split(self.blocks)
+
+        def step(x: Array, layer: _Layer) -> tuple[Array, Any]:
+            context = _context(config, positions, layer.windowed, cache)
+            return nnx.merge(graphdef, layer.params)(x, context, layer.cache)
+
+        layers = _Layer(params, jnp.asarray(config.windowed_layers), cache)
+        unroll = config.layers if config.layers <= _UNROLLED else 1
+        x, cache = jax.lax.scan(_remembered(step, config), x, layers, unroll=unroll)
+        return self.norm(x), cache
+
+
+def _context(config: DecoderConfig, positions: Array, windowed: Array, cache: Cache | None) -> Context:
+    """What one layer is told; a layer that sees everything before it, in a whole sequence, needs no mask."""
+    radians = None
+    if config.learned_positions is None:
+        far, near = (jnp.asarray(frequencies(config, windowed=w)) for w in (False, True))
+        radians = jnp.where(windowed, near, far)
+    if config.window is None and cache is None:
+        return Context(positions, radians, None)
+    slots = positions[:1] if cache is None else jnp.arange(cache.keys.shape[2])[None]
+    distance = positions[:, :, None] - slots[:, None, :]
+    mask = distance >= 0
+    if config.window is not None:
+        mask &= jnp.logical_not(windowed) | (distance < config.window)
+    return Context(positions, radians, mask)
+
+
+def _remembered(step: Any, config: DecoderConfig) -> Any:
+    """`step`, of which the backward pass makes again what `config.remat` says."""
+    if config.remat == "none":
+        return step
+    policies = jax.checkpoint_policies
+    policy = policies.nothing_saveable if config.remat == "layers" else policies.dots_with_no_batch_dims_saveable
+    return jax.checkpoint(step, policy=policy, prevent_cse=False)

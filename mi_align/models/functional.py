@@ -66,7 +66,14 @@ def response_logps(
     model = nnx.merge(graphdef, params)
     hidden = model(tokens[..., :-1])
     targets, where = tokens[..., 1:], response_mask[..., 1:]
-    return token_logps(hidden, model.vocabulary, targets, where=where, implementation=implementation)
+    return token_logps(
+        hidden,
+        model.vocabulary,
+        targets,
+        where=where,
+        soft_cap=model.config.logit_soft_cap,
+        implementation=implementation,
+    )
 
 
 def cast(params: Params, dtype: jnp.dtype) -> Params:

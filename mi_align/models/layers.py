@@ -1,126 +1,191 @@
 """What a block is made of. The dtype of the parameters is the dtype of the computation; norms never go below float32.
 
-Shape suffixes: B batch, T time, D features, H query heads, G key-value heads, W features of a head.
+Shape suffixes: B batch, T time, S slots of a cache (or time again), D features, H query heads, G key-value heads, W
+features of a head.
 """
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from mi_align.models.config import DecoderConfig
+from mi_align.models.positions import rotate
 from mi_align.numerics import as_float
 
-__all__ = ["Attention", "Block", "RMSNorm", "SwiGLU", "attend", "rotate"]
+__all__ = ["ACTIVATIONS", "Attention", "Block", "Context", "FeedForward", "KeysAndValues", "Norm", "attend"]
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "silu": jax.nn.silu,
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
+}
 
 
-def rotate(x: Float[Array, "B T H W"], positions: Int[Array, "T"], base: float) -> Float[Array, "B T H W"]:
-    """Rotary positions: feature i is turned together with feature i + W/2, by positions · base^(−2i/W) radians.
+class Context(NamedTuple):
+    """What every layer is told beside the stream.
 
-    The inner product of two rotated vectors depends on the *difference* of their positions alone. Angles are computed
-    in float32 or wider, as positions beyond 256 are no longer integers in bfloat16.
-
-    Source: Su et al. 2021 (arXiv 2104.09864), eq. 34, in the half-split layout of Llama's public weights.
+    Attributes:
+      positions: of each token in its sequence.
+      radians: of rotary positions; None where positions were learned.
+      mask: which slots a token may look at; None: those up to its own, in a sequence without a cache.
     """
-    half = x.shape[-1] // 2
-    (wide,) = as_float(x)
-    angles_TW = jnp.outer(positions, jnp.asarray(base, wide.dtype) ** (-jnp.arange(half, dtype=wide.dtype) / half))
-    cos, sin = jnp.cos(angles_TW)[None, :, None, :], jnp.sin(angles_TW)[None, :, None, :]
-    first, second = wide[..., :half], wide[..., half:]
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return turned.astype(x.dtype)
+
+    positions: Int[Array, "B T"]
+    radians: Float[Array, "half"] | None
+    mask: Bool[Array, "B T S"] | None
+
+
+class KeysAndValues(NamedTuple):
+    """One layer's cache, by position."""
+
+    keys: Float[Array, "B S G W"]
+    values: Float[Array, "B S G W"]
 
 
 def attend(
-    query: Float[Array, "B T H W"], key: Float[Array, "B T G W"], value: Float[Array, "B T G W"]
+    query: Float[Array, "B T H W"],
+    key: Float[Array, "B S G W"],
+    value: Float[Array, "B S G W"],
+    mask: Bool[Array, "B T S"] | None,
+    *,
+    scale: float,
+    soft_cap: float | None = None,
 ) -> Float[Array, "B T H W"]:
-    """Causal attention, each key-value head shared by H/G query heads.
+    """Attention to what the mask allows, or causal without one; each key-value head is shared by H/G query heads.
 
-    `jax.nn.dot_product_attention` takes its softmax in float32 whatever comes in, so float64 is done by hand.
+    `jax.nn.dot_product_attention` knows no soft cap and takes its softmax in float32 whatever comes in, so a cap and
+    float64 are done by hand.
     """
-    if query.dtype != jnp.float64:
-        return jax.nn.dot_product_attention(query, key, value, is_causal=True)
-    key_BTHW, value_BTHW = (jnp.repeat(x, query.shape[2] // x.shape[2], axis=2) for x in (key, value))
-    scores_BHTS = jnp.einsum("bthw,bshw->bhts", query, key_BTHW) * query.shape[-1] ** -0.5
-    past_BHTS = jnp.tri(query.shape[1], dtype=bool)[None, None]
-    return jnp.einsum("bhts,bshw->bthw", jax.nn.softmax(scores_BHTS, where=past_BHTS), value_BTHW)
+    if soft_cap is None and query.dtype != jnp.float64:
+        whole = None if mask is None else mask[:, None]
+        return jax.nn.dot_product_attention(query, key, value, mask=whole, scale=scale, is_causal=mask is None)
+    key_BSHW, value_BSHW = (jnp.repeat(x, query.shape[2] // x.shape[2], axis=2) for x in (key, value))
+    (scores_BHTS,) = as_float(jnp.einsum("bthw,bshw->bhts", query, key_BSHW) * scale)
+    if soft_cap is not None:
+        scores_BHTS = soft_cap * jnp.tanh(scores_BHTS / soft_cap)
+    allowed_BHTS = jnp.tri(query.shape[1], dtype=bool)[None, None] if mask is None else mask[:, None]
+    weights_BHTS = jax.nn.softmax(scores_BHTS, where=allowed_BHTS).astype(query.dtype)
+    return jnp.einsum("bhts,bshw->bthw", weights_BHTS, value_BSHW)
 
 
-class RMSNorm(nnx.Module):
-    """x · scale / sqrt(mean(x²) + ε) (Zhang & Sennrich 2019, arXiv 1910.07467)."""
+class Norm(nnx.Module):
+    """RMSNorm, x · scale / sqrt(mean(x²) + ε), or LayerNorm, with the mean taken off first and a shift added.
 
-    def __init__(self, width: int, *, epsilon: float, dtype: jnp.dtype) -> None:
+    Source: Zhang & Sennrich 2019 (arXiv 1910.07467); Ba et al. 2016 (arXiv 1607.06450).
+    """
+
+    def __init__(self, config: DecoderConfig, width: int, *, dtype: jnp.dtype) -> None:
         """Make a norm over the last axis, of `width` features."""
-        self.scale = nnx.Param(jnp.ones(width, dtype))
-        self.epsilon = epsilon
+        self.scale = nnx.Param(jnp.zeros(width, dtype) if config.norm_offset else jnp.ones(width, dtype))
+        self.shift = nnx.Param(jnp.zeros(width, dtype)) if config.norm == "layer" else None
+        self.epsilon, self.offset = config.norm_epsilon, config.norm_offset
 
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
         """Normalise the last axis."""
         (wide,) = as_float(x)
-        mean_square = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
-        normalised = (wide * jax.lax.rsqrt(mean_square + self.epsilon)).astype(x.dtype)
-        return normalised * jnp.broadcast_to(self.scale[...], x.shape)
+        wide = wide if self.shift is None else wide - jnp.mean(wide, axis=-1, keepdims=True)
+        normalised = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.epsilon)
+        scale = jnp.broadcast_to(self.scale[...], x.shape)
+        if self.offset:  # Gemma multiplies before it rounds, Llama after
+            return (normalised * (1 + scale.astype(wide.dtype))).astype(x.dtype)
+        scaled = normalised.astype(x.dtype) * scale
+        return scaled if self.shift is None else scaled + jnp.broadcast_to(self.shift[...], x.shape)
 
 
-def _linear(fan_in: int, fan_out: int, *, gain: float = 1.0, dtype: jnp.dtype, rngs: nnx.Rngs) -> nnx.Linear:
-    """A matrix without bias whose output has `gain²` times its input's variance."""
+def _linear(
+    fan_in: int, fan_out: int, *, bias: bool, gain: float = 1.0, dtype: jnp.dtype, rngs: nnx.Rngs
+) -> nnx.Linear:
+    """A matrix, and a bias of 0 if there is one, whose output has `gain²` times its input's variance."""
     init = nnx.initializers.variance_scaling(gain**2, "fan_in", "normal")
-    return nnx.Linear(fan_in, fan_out, use_bias=False, kernel_init=init, param_dtype=dtype, rngs=rngs)
+    return nnx.Linear(fan_in, fan_out, use_bias=bias, kernel_init=init, param_dtype=dtype, rngs=rngs)
 
 
 class Attention(nnx.Module):
-    """Causal self-attention with rotary positions and, optionally, fewer key-value heads than query heads."""
+    """Causal self-attention; optionally with rotary positions, a window, and fewer key-value heads than query heads."""
 
     def __init__(self, config: DecoderConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
         """Make the four projections."""
-        key_value_width = config.key_value_heads * config.head_width
-        self.query = _linear(config.width, config.width, dtype=dtype, rngs=rngs)
-        self.key = _linear(config.width, key_value_width, dtype=dtype, rngs=rngs)
-        self.value = _linear(config.width, key_value_width, dtype=dtype, rngs=rngs)
-        self.out = _linear(config.width, config.width, gain=(2 * config.layers) ** -0.5, dtype=dtype, rngs=rngs)
+        width, inner = config.width, config.heads * config.head_width
+        shared, bias = config.key_value_heads * config.head_width, config.qkv_bias
+        gain = (2 * config.layers) ** -0.5
+        self.query = _linear(width, inner, bias=bias, dtype=dtype, rngs=rngs)
+        self.key = _linear(width, shared, bias=bias, dtype=dtype, rngs=rngs)
+        self.value = _linear(width, shared, bias=bias, dtype=dtype, rngs=rngs)
+        self.out = _linear(inner, width, bias=config.out_bias, gain=gain, dtype=dtype, rngs=rngs)
+        self.query_norm, self.key_norm = (
+            Norm(config, config.head_width, dtype=dtype) if config.qk_norm else None for _ in range(2)
+        )
         self.head_width = config.head_width
-        self.rope_base = config.rope_base
+        self.scale = config.head_width**-0.5 if config.attention_scale is None else config.attention_scale
+        self.soft_cap = config.attention_soft_cap
 
-    def __call__(self, x: Float[Array, "B T D"], positions: Int[Array, "T"]) -> Float[Array, "B T D"]:
-        """Mix each position with itself and those before it."""
-        query_BTHW, key_BTGW, value_BTGW = (
+    def __call__(
+        self, x: Float[Array, "B T D"], context: Context, cache: KeysAndValues | None = None
+    ) -> tuple[Float[Array, "B T D"], KeysAndValues | None]:
+        """Mix each position with itself and those before it, of which earlier calls left keys and values."""
+        query, key, value = (
             projection(x).reshape(*x.shape[:2], -1, self.head_width)
             for projection in (self.query, self.key, self.value)
         )
-        query_BTHW = rotate(query_BTHW, positions, self.rope_base)
-        key_BTGW = rotate(key_BTGW, positions, self.rope_base)
-        mixed_BTHW = attend(query_BTHW, key_BTGW, value_BTGW)
-        return self.out(mixed_BTHW.reshape(x.shape))
+        query = query if self.query_norm is None else self.query_norm(query)
+        key = key if self.key_norm is None else self.key_norm(key)
+        if context.radians is not None:
+            query, key = (rotate(y, context.positions, context.radians) for y in (query, key))
+        if cache is not None:
+            example = jnp.arange(x.shape[0])[:, None]
+            at = (example, context.positions)
+            cache = KeysAndValues(cache.keys.at[at].set(key), cache.values.at[at].set(value))
+            key, value = cache
+        mixed = attend(query, key, value, context.mask, scale=self.scale, soft_cap=self.soft_cap)
+        return self.out(mixed.reshape(*x.shape[:2], -1)), cache
 
 
-class SwiGLU(nnx.Module):
-    """down(silu(gate x) · up x) (Shazeer 2020, arXiv 2002.05202)."""
+class FeedForward(nnx.Module):
+    """down(activation(gate x) · up x), or without a gate down(activation(up x)).
+
+    Source: Shazeer 2020 (arXiv 2002.05202).
+    """
 
     def __init__(self, config: DecoderConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
-        """Make the three matrices."""
-        inner = config.feed_forward_width
-        self.gate = _linear(config.width, inner, dtype=dtype, rngs=rngs)
-        self.up = _linear(config.width, inner, dtype=dtype, rngs=rngs)
-        self.down = _linear(inner, config.width, gain=(2 * config.layers) ** -0.5, dtype=dtype, rngs=rngs)
+        """Make the two or three matrices."""
+        inner, bias = config.feed_forward_width, config.mlp_bias
+        gain = (2 * config.layers) ** -0.5
+        self.gate = _linear(config.width, inner, bias=bias, dtype=dtype, rngs=rngs) if config.gated else None
+        self.up = _linear(config.width, inner, bias=bias, dtype=dtype, rngs=rngs)
+        self.down = _linear(inner, config.width, bias=bias, gain=gain, dtype=dtype, rngs=rngs)
+        self.activation = config.activation
 
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
         """Transform each position by itself."""
-        return self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+        bend = ACTIVATIONS[self.activation]
+        return self.down(bend(self.up(x)) if self.gate is None else bend(self.gate(x)) * self.up(x))
 
 
 class Block(nnx.Module):
-    """Attention, then a feed-forward layer, each added to the normalised stream (pre-norm)."""
+    """Attention, then a feed-forward layer, each added to the stream; normalised before, and if so wanted after."""
 
     def __init__(self, config: DecoderConfig, *, dtype: jnp.dtype, rngs: nnx.Rngs) -> None:
         """Make one block."""
-        self.attention_norm = RMSNorm(config.width, epsilon=config.norm_epsilon, dtype=dtype)
+        norm = functools.partial(Norm, config, config.width, dtype=dtype)
+        self.attention_norm = norm()
         self.attention = Attention(config, dtype=dtype, rngs=rngs)
-        self.feed_forward_norm = RMSNorm(config.width, epsilon=config.norm_epsilon, dtype=dtype)
-        self.feed_forward = SwiGLU(config, dtype=dtype, rngs=rngs)
+        self.attention_post_norm = norm() if config.post_norms else None
+        self.feed_forward_norm = norm()
+        self.feed_forward = FeedForward(config, dtype=dtype, rngs=rngs)
+        self.feed_forward_post_norm = norm() if config.post_norms else None
 
-    def __call__(self, x: Float[Array, "B T D"], positions: Int[Array, "T"]) -> Float[Array, "B T D"]:
+    def __call__(
+        self, x: Float[Array, "B T D"], context: Context, cache: KeysAndValues | None = None
+    ) -> tuple[Float[Array, "B T D"], KeysAndValues | None]:
         """One block's step of the residual stream."""
-        x = x + self.attention(self.attention_norm(x), positions)
-        return x + self.feed_forward(self.feed_forward_norm(x))
+        mixed, cache = self.attention(self.attention_norm(x), context, cache)
+        x = x + (mixed if self.attention_post_norm is None else self.attention_post_norm(mixed))
+        added = self.feed_forward(self.feed_forward_norm(x))
+        return x + (added if self.feed_forward_post_norm is None else self.feed_forward_post_norm(added)), cache
