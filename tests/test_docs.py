@@ -54,6 +54,7 @@ def test_the_pages_that_should_have_code_have_it() -> None:
         "docs/choosing.md",
         "docs/extending.md",
         "docs/logprobs.md",
+        "docs/models.md",
     }
 
 

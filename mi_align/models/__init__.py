@@ -1,7 +1,8 @@
-"""Language models: a small decoder in Flax NNX, used as pure functions of its parameters."""
+"""Language models: decoders of published families in Flax NNX, used as pure functions of their parameters."""
 
-from mi_align.models.config import DecoderConfig
-from mi_align.models.decoder import Decoder
+from mi_align.models.config import DecoderConfig, Llama3Scaling
+from mi_align.models.decoder import Cache, Decoder
+from mi_align.models.families import FAMILIES, Family, Weight
 from mi_align.models.functional import (
     cast,
     count_parameters,
@@ -10,14 +11,28 @@ from mi_align.models.functional import (
     response_logps,
     vocabulary_matrix,
 )
+from mi_align.models.hugging_face import Pretrained, load_pretrained, save_pretrained
+from mi_align.models.sampling import Generated, empty_cache, filter_logits, generate
 
 __all__ = [
+    "FAMILIES",
+    "Cache",
     "Decoder",
     "DecoderConfig",
+    "Family",
+    "Generated",
+    "Llama3Scaling",
+    "Pretrained",
+    "Weight",
     "cast",
     "count_parameters",
+    "empty_cache",
+    "filter_logits",
+    "generate",
     "hidden_states",
     "init_decoder",
+    "load_pretrained",
     "response_logps",
+    "save_pretrained",
     "vocabulary_matrix",
 ]
