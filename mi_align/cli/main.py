@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import gc
+import importlib.metadata
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import tyro
 
-from mi_align import __version__
 from mi_align.cli.bench import Bench
 from mi_align.cli.reproduce import Reproduce
 from mi_align.cli.verify import Verify
@@ -32,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     given = sys.argv[1:] if arguments is None else arguments
     if list(given) == ["--version"]:
-        print(f"mi-align {__version__}")
+        print(f"mi-align {importlib.metadata.version('mi-align')}")
         return 0
     try:
         command = tyro.extras.subcommand_cli_from_dict(
