@@ -404,3 +404,25 @@ def test_wrong_options_are_named() -> None:
         Tiles(rows=6, tail=4, vocabulary=8)
     with pytest.raises(ValueError, match="`soft_cap`, or `temperature` beside one, is being differentiated"):
         jax.grad(lambda cap: call(soft_cap=cap).sum())(2.0)
+
+
+def test_policy_and_reference_on_one_head_are_one_call_and_the_reference_a_constant(
+    x64: None, rng: np.random.Generator
+) -> None:
+    case = draw(rng, "float64")
+    hidden, vocabulary, *_ = arguments(case, "float64")
+    other, targets, where = jnp.asarray(rng.normal(size=hidden.shape)), jnp.asarray(case.targets), case.where
+
+    def together(hidden, vocabulary):
+        both = jnp.stack([hidden, other])
+        policy, reference = token_logps(
+            both, vocabulary, jnp.stack([targets] * 2), where=jnp.stack([where] * 2), tiles=SMALL
+        )
+        return jnp.sum(jnp.square(policy - jax.lax.stop_gradient(reference)))
+
+    def apart(hidden, vocabulary):
+        policy, reference = (token_logps(h, vocabulary, targets, where=where) for h in (hidden, other))
+        return jnp.sum(jnp.square(policy - jax.lax.stop_gradient(reference)))
+
+    came, wanted = (jax.value_and_grad(f, (0, 1))(hidden, vocabulary) for f in (together, apart))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12), came, wanted)
