@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from typing import Any, NamedTuple
 
 import jax
@@ -426,3 +427,29 @@ def test_policy_and_reference_on_one_head_are_one_call_and_the_reference_a_const
 
     came, wanted = (jax.value_and_grad(f, (0, 1))(hidden, vocabulary) for f in (together, apart))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-12, atol=1e-12), came, wanted)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"tiles": SMALL, "memory_budget": 2000}, {"tiles": SMALL, "filter_eps": 1e-30}]
+)
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))), ids=str)
+def test_calls_of_one_program_that_are_frozen_differently_keep_their_gradients_apart(
+    options: dict[str, Any], order: tuple[int, ...], x64: None, rng: np.random.Generator
+) -> None:
+    """Both trained, a frozen head, a frozen body: JAX traces one program for all, and remembers things of it."""
+    case = draw(rng, "float64")
+    hidden, vocabulary, *_ = arguments(case, "float64")
+    weights = jnp.asarray(rng.normal(size=(3, hidden.shape[0])))
+
+    def total(hidden: jax.Array, vocabulary: jax.Array, implementation: str, **options: Any) -> jax.Array:
+        still = jax.lax.stop_gradient
+        kinds = [(hidden, vocabulary), (hidden, still(vocabulary)), (still(hidden), vocabulary)]
+        calls = (
+            jnp.sum(weights[n] * token_logps(*kinds[n], case.targets, implementation=implementation, **options))
+            for n in order
+        )
+        return sum(calls, jnp.zeros(()))
+
+    came = jax.grad(total, (0, 1))(hidden, vocabulary, "chunked", **options)
+    wanted = jax.grad(total, (0, 1))(hidden, vocabulary, "reference")
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-12), came, wanted)

@@ -265,3 +265,18 @@ def test_a_layout_that_cannot_be_is_refused() -> None:
         token_logps(
             jnp.ones((4, 3)), jnp.ones((50, 3)), jnp.zeros(4, int), layout=Layout(m, ("fsdp",), P(None, "fsdp"))
         )
+
+
+@pytest.mark.parametrize("name", STAYS_GATHERS_OR_PASSES)
+def test_a_frozen_and_a_trained_head_in_one_program_keep_their_gradients_apart(
+    name: str, rng: np.random.Generator, x64: None
+) -> None:
+    (hidden, vocabulary, *_), (targets, where, weights) = case(rng)
+
+    def total(hidden, vocabulary, layout):
+        one = token_logps(hidden, vocabulary, targets, where=where, layout=layout, **LEAN)
+        other = token_logps(hidden, jax.lax.stop_gradient(vocabulary), targets, where=where, layout=layout, **LEAN)
+        return jnp.sum(weights[0] * one + weights[1] * other)
+
+    slopes = jax.jit(jax.grad(total, (0, 1)), static_argnums=2, compiler_options=QUICK)
+    agree(slopes(hidden, vocabulary, LAYOUTS[name]()), slopes(hidden, vocabulary, None), 1e-13)

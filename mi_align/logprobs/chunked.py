@@ -10,35 +10,21 @@ under `jit` either; that needs no derivative, as forward and backward are writte
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from mi_align.logprobs.contract import Coefficients, Needs, Plan, Problem, RowSums
+from mi_align.logprobs.contract import Coefficients, Needs, Plan, Problem, RowSums, Saved
 from mi_align.logprobs.tile_math import Tile, absorb, attract, finish, initial, push
 from mi_align.logprobs.tiles import Tiles
 from mi_align.numerics import accumulation_dtype
 
-__all__ = ["Saved", "backward", "forward", "padded_rows"]
+__all__ = ["backward", "forward", "padded_rows"]
 
 Carry = Any
 slice_of, put_into = jax.lax.dynamic_slice_in_dim, jax.lax.dynamic_update_slice_in_dim
-
-
-class Saved(NamedTuple):
-    """What the forward pass leaves beside `RowSums`, each only where asked for.
-
-    Attributes:
-      logits: z of as much of the vocabulary as is kept, from its start, `[N, columns]`.
-      peaks: the largest z of each row in each tile, `[tiles, N]`.
-      pull: Σ_{j ≠ y} p_j ∂z_j/∂u_j v_j, `[N, D]`: all that the hidden gradient needs of the vocabulary.
-    """
-
-    logits: Array | None = None
-    peaks: Array | None = None
-    pull: Array | None = None
 
 
 def padded_rows(rows: int, tiles: Tiles) -> int:
@@ -99,12 +85,11 @@ def backward(
     sums: RowSums,
     coefficients: Coefficients,
     plan: Plan,
-    saved: Saved | None,
+    saved: Saved,
     needs: Needs,
 ) -> tuple[Array | None, Array | None, Array | None]:
     """Gradients in scale · hidden (accumulation dtype), vocabulary and bias, of their shapes; None where not needed."""
     dtype, tiles = _dtype(problem), _count_tiles(problem, plan)
-    saved = Saved() if saved is None else saved
     kept = 0 if saved.logits is None else -(-saved.logits.shape[1] // plan.tiles.vocabulary)
     (rows, features), (vocab, _) = problem.hidden.shape, problem.vocabulary.shape
     d_hidden = jnp.zeros((rows, features), dtype) if needs.hidden else None

@@ -23,7 +23,7 @@ from jaxtyping import Array, Float, Int
 
 from mi_align.logprobs.tiles import Tiles
 
-__all__ = ["Coefficients", "Needs", "Plan", "Problem", "RowSums"]
+__all__ = ["Coefficients", "Needs", "Plan", "Problem", "RowSums", "Saved"]
 
 
 class Problem(NamedTuple):
@@ -71,6 +71,20 @@ class RowSums(NamedTuple):
     sum_squares: Float[Array, " N"] | None = None
     mean_logit: Float[Array, " N"] | None = None
     argmax: Int[Array, " N"] | None = None
+
+
+class Saved(NamedTuple):
+    """What the forward pass leaves beside `RowSums`, each only where asked for.
+
+    Attributes:
+      logits: z of as much of the vocabulary as is kept, from its start, `[N, columns]`.
+      peaks: the largest z of each row in each tile, `[tiles, N]`.
+      pull: Σ_{j ≠ y} p_j ∂z_j/∂u_j v_j, `[N, D]`: all that the hidden gradient needs of the vocabulary.
+    """
+
+    logits: Float[Array, "N columns"] | None = None
+    peaks: Float[Array, "tiles N"] | None = None
+    pull: Float[Array, "N D"] | None = None
 
 
 class Coefficients(NamedTuple):

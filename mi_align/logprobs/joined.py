@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array
 
-from mi_align.logprobs.contract import Coefficients, Needs, Plan, Problem, RowSums
+from mi_align.logprobs.contract import Coefficients, Needs, Plan, Problem, RowSums, Saved
 from mi_align.numerics import fill
 
 __all__ = [
@@ -36,15 +36,15 @@ class Way:
 
     Attributes:
       name: as in `implementation=`.
-      forward: (problem, plan, pull=…, keep=…) -> (RowSums, what it saves; its `pull` is looked at, if asked for).
-      backward: (problem, sums, coefficients, plan, saved, needs) -> gradients; `saved` is None where the forward pass
-        was asked to keep nothing.
+      forward: (problem, plan, pull=…, keep=…) -> (RowSums, Saved), with `Saved.pull` if asked for.
+      backward: (problem, sums, coefficients, plan, saved, needs) -> gradients; nothing is `saved` where the forward
+        pass was asked to keep nothing.
       padded_rows: (number of rows, tiles) -> the number that it wants to be given.
       pulls: whether it has a use for `pull=True`, which needs each row's target among its entries.
     """
 
     name: str
-    forward: Callable[..., tuple[RowSums, Any]]
+    forward: Callable[..., tuple[RowSums, Saved]]
     backward: Callable[..., tuple[Array | None, Array | None, Array | None]]
     padded_rows: Callable[..., int]
     pulls: bool = True
@@ -86,22 +86,39 @@ class _Packing(NamedTuple):
 @jax.tree_util.register_static
 @dataclasses.dataclass(frozen=True)
 class _Static:
-    """What the backward pass has to know of the forward pass beside arrays."""
+    """What the backward pass has to know of the forward pass beside arrays, and what shapes alone decide."""
 
-    needs: Needs
-    frozen: bool
     rows: int
     dtypes: Dtypes
 
 
 class Residuals(NamedTuple):
-    """What the forward pass leaves to the backward pass, in packed order."""
+    """What the forward pass leaves to the backward pass, in packed order.
+
+    Its structure is the same whatever is being differentiated. Two calls that share a compiled program, one with
+    another frozen part than the other, share what JAX remembers of this structure too, and the later one's would be
+    read into the earlier one's backward pass. Hence what differs between them is told by the shapes of arrays, which
+    belong to a call: an array of shape `_NOTHING` in `saved` stands for None, and the lengths of `asked`, 0 or 1, say
+    which gradients are needed and whether the head is frozen.
+    """
 
     problem: Problem
     packing: _Packing
     sums: RowSums
-    saved: Any
+    saved: Saved
+    asked: Array
     static: _Static
+
+
+_NOTHING = (0,) * 5
+
+
+def _sealed(saved: Saved) -> Saved:
+    return Saved._make(jnp.zeros(_NOTHING, bool) if x is None else x for x in saved)
+
+
+def _unsealed(saved: Saved) -> Saved:
+    return Saved._make(None if x is None or x.shape == _NOTHING else x for x in saved)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -154,8 +171,10 @@ def forward(way: Way, plan: Plan, inputs: Inputs, needs: Needs) -> tuple[RowSums
     sums, saved = _filled((sums, saved), problem) if frozen else (_filled(sums, problem), saved)
     differentiated = (inputs.hidden, inputs.vocabulary, inputs.bias, inputs.scale)
     dtypes = tuple(None if x is None else x.dtype for x in differentiated)
-    static = _Static(needs, frozen, inputs.hidden.shape[0], dtypes)
-    return _unpack(sums, packing, static.rows), Residuals(problem, packing, sums, saved, static)
+    static = _Static(inputs.hidden.shape[0], dtypes)
+    asked = jnp.zeros([int(x) for x in (needs.hidden, needs.vocabulary, needs.bias, frozen)], bool)
+    residuals = Residuals(problem, packing, sums, _sealed(saved), asked, static)
+    return _unpack(sums, packing, static.rows), residuals
 
 
 def known(cotangents: RowSums) -> RowSums:
@@ -166,12 +185,14 @@ def known(cotangents: RowSums) -> RowSums:
 
 def backward(way: Way, plan: Plan, residuals: Residuals, cotangents: RowSums) -> Slopes:
     """Gradients from cotangents of `row_sums`, None for those that are zero."""
-    problem, packing, sums, saved, static = residuals
+    problem, packing, sums, sealed, asked, static = residuals
+    saved, needs, frozen = _unsealed(sealed), Needs(*map(bool, asked.shape[:3])), bool(asked.shape[3])
     coefficients = _coefficients(_packed_cotangents(cotangents, packing, problem), sums, problem.vocabulary.shape[0])
-    if static.frozen:
+    if frozen:
+        assert saved.pull is not None
         slopes: tuple[Array | None, ...] = (_from_pull(problem, sums, coefficients, saved.pull), None, None)
     else:
-        slopes = way.backward(problem, sums, coefficients, plan, saved, static.needs)
+        slopes = way.backward(problem, sums, coefficients, plan, saved, needs)
     d_hidden, d_vocabulary, d_bias = slopes
     d_scale = None
     if d_hidden is not None and problem.scale is not None:  # z depends on scale · h, by which d_hidden is so far

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from mi_align.logprobs import chunked, pallas_gpu, pallas_tpu
-from mi_align.logprobs.contract import Coefficients, Needs, Plan, Problem, RowSums
+from mi_align.logprobs.contract import Coefficients, Needs, Plan, Problem, RowSums, Saved
 from mi_align.logprobs.joined import Way
 from mi_align.logprobs.tiles import Tiles
 
@@ -31,12 +31,14 @@ _KERNELS: dict[str, tuple[Any, tuple[str, ...]]] = {
 }
 
 
-def _forward(name: str, problem: Problem, plan: Plan, *, pull: bool = False, keep: bool = False) -> tuple[RowSums, Any]:
+def _forward(
+    name: str, problem: Problem, plan: Plan, *, pull: bool = False, keep: bool = False
+) -> tuple[RowSums, Saved]:
     if plan.statistics or pull:
         return chunked.forward(problem, plan, pull=pull, keep=False)
     kernel, platforms = _KERNELS[name]
     sums = _run(kernel.forward, platforms, problem, problem.hidden, problem.vocabulary, problem.targets, problem.bias)
-    return RowSums(*sums), None
+    return RowSums(*sums), Saved()
 
 
 def _backward(
@@ -45,7 +47,7 @@ def _backward(
     sums: RowSums,
     coefficients: Coefficients,
     plan: Plan,
-    saved: Any,
+    saved: Saved,
     needs: Needs,
 ) -> tuple[Array | None, Array | None, Array | None]:
     kernel, platforms = _KERNELS[name]

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from mi_align.logprobs.contract import Coefficients, Needs, Plan, Problem, RowSums
+from mi_align.logprobs.contract import Coefficients, Needs, Plan, Problem, RowSums, Saved
 from mi_align.logprobs.joined import Way
 from mi_align.numerics import accumulation_dtype
 
@@ -42,14 +42,16 @@ def part(way: Way, place: Place) -> Way:
         entries = jnp.asarray(place.vocab - place.first, jnp.int32) if place.padded else None
         return problem._replace(entries=entries), problem.vocabulary.shape[0] / place.vocab
 
-    def forward(problem: Problem, plan: Plan, *, pull: bool = False, keep: bool = False) -> tuple[RowSums, Any]:
+    def forward(problem: Problem, plan: Plan, *, pull: bool = False, keep: bool = False) -> tuple[RowSums, Saved]:
         problem, share = here(problem)
         sums, saved = way.forward(problem, plan, pull=pull, keep=keep)
         mean = None if sums.mean_logit is None else sums.mean_logit * share
         best = None if sums.argmax is None else sums.argmax + place.first
         return sums._replace(mean_logit=mean, argmax=best), saved
 
-    def backward(problem: Problem, sums: RowSums, of: Coefficients, plan: Plan, saved: Any, needs: Needs) -> WaySlopes:
+    def backward(
+        problem: Problem, sums: RowSums, of: Coefficients, plan: Plan, saved: Saved, needs: Needs
+    ) -> WaySlopes:
         problem, share = here(problem)
         of = of._replace(uniform=None if of.uniform is None else of.uniform * share)
         return way.backward(problem, sums, of, plan, saved, needs)
@@ -60,10 +62,10 @@ def part(way: Way, place: Place) -> Way:
 def across(way: Way, axes: Axes) -> Way:
     """`way` on the part of each device along mapped axes, its sums combined to those of all; slopes stay partial."""
 
-    def forward(problem: Problem, plan: Plan, *, pull: bool = False, keep: bool = False) -> tuple[RowSums, Any]:
+    def forward(problem: Problem, plan: Plan, *, pull: bool = False, keep: bool = False) -> tuple[RowSums, Saved]:
         sums, saved = way.forward(problem, plan, pull=pull, keep=keep)
         sums, share = combine(jax.tree.map(lambda x: x[None], sums), axes)
-        if pull:
+        if pull and saved.pull is not None:
             saved = saved._replace(pull=_weighed(share[0][:, None], saved.pull))
         return sums, saved
 
@@ -87,7 +89,7 @@ def ring(way: Way, axis: str, number: int, place: Place) -> Way:
         pairs = [(i, (i - 1) % number) for i in range(number)]
         return jax.tree.map(lambda x: jax.lax.ppermute(x, axis, pairs), tree)
 
-    def forward(problem: Problem, plan: Plan, *, pull: bool = False, keep: bool = False) -> tuple[RowSums, Any]:
+    def forward(problem: Problem, plan: Plan, *, pull: bool = False, keep: bool = False) -> tuple[RowSums, Saved]:
         def visit(step: Array, carry: tuple[Any, RowSums]) -> tuple[Any, RowSums]:
             block, sums = carry
             here, local = at(step, problem, block)
@@ -96,13 +98,15 @@ def ring(way: Way, axis: str, number: int, place: Place) -> Way:
 
         dtype = accumulation_dtype(problem.hidden, problem.vocabulary)
         carry = (problem.vocabulary, problem.bias), _nothing(problem.hidden.shape[0], dtype, plan.statistics)
-        return jax.lax.fori_loop(0, number, visit, carry)[1], None
+        return jax.lax.fori_loop(0, number, visit, carry)[1], Saved()
 
-    def backward(problem: Problem, sums: RowSums, of: Coefficients, plan: Plan, saved: Any, needs: Needs) -> WaySlopes:
+    def backward(
+        problem: Problem, sums: RowSums, of: Coefficients, plan: Plan, saved: Saved, needs: Needs
+    ) -> WaySlopes:
         def visit(step: Array, carry: tuple[Any, Any, Array | None]) -> tuple[Any, Any, Array | None]:
             block, slopes, d_hidden = carry
             here, local = at(step, problem, block)
-            more_hidden, *more = here.backward(local, sums, of, plan, None, needs)
+            more_hidden, *more = here.backward(local, sums, of, plan, Saved(), needs)
             return on(block), on(_plus(slopes, tuple(more))), _plus(d_hidden, more_hidden)
 
         wanted = needs.hidden, needs.vocabulary, needs.bias
