@@ -156,10 +156,10 @@ def group_advantage(
     """
     centred, kept = _centred(reward, where)
     degrees = kept - correction
-    # In units of the largest, whose square neither overflows nor vanishes.
+    # In units of the largest, whose square neither overflows nor vanishes: a power of two, so that nothing is rounded.
     largest = jax.lax.stop_gradient(jnp.max(jnp.abs(centred), axis=-1, keepdims=True))
     spread = (largest > 0) & (degrees > 0)
-    unit = jnp.where(spread, largest, 1)
+    unit = jnp.ldexp(jnp.ones_like(largest), jnp.where(spread, jnp.frexp(largest)[1] - 1, 0))
     relative = centred / unit
     variance = masked_sum(jnp.square(relative), axis=-1)[..., None] / jnp.where(degrees > 0, degrees, 1)
     return jnp.where(spread, relative / (jnp.sqrt(jnp.where(spread, variance, 1)) + eps / unit), 0)
