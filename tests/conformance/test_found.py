@@ -129,3 +129,23 @@ def test_the_interpolated_bound_keeps_one_less_alpha_whole(x64: None) -> None:
             for j in {0, 1, 2} - {i}:
                 true += (row[i] - mpmath.log(mixture(j)) - e[j] / mixture(i)) / 6
     assert abs(came - float(true)) <= 4 * F64 * float(true)
+
+
+def test_the_interpolated_bounds_value_beside_its_gradient_is_its_value(x64: None, rng: np.random.Generator) -> None:
+    """A mutant that gave another value where a derivative was taken once survived."""
+    scores, log_c = rng.normal(0, 3, (5, 5)), rng.normal(size=5)
+
+    def bound(alpha: jax.Array) -> jax.Array:
+        return interpolated_bound(scores, alpha=alpha, log_baseline=log_c)
+
+    np.testing.assert_allclose(jax.value_and_grad(bound)(0.3)[0], bound(0.3), rtol=1e-14)
+
+
+def test_the_interpolated_bounds_slope_by_alpha_does_not_cancel_where_the_given_baseline_is_far_larger() -> None:
+    scores = np.array(
+        [[85.1416015625, -92.17236328125, -39.3759765625], [-22.031494140625, 27.014892578125, -58.05859375]]
+    )
+    scores = np.array([*scores, [-25.87890625, -1.830078125, 138.998046875]], np.float32)
+    log_c = np.array([63.778564453125, -112.268310546875, 44.73876953125], np.float32)
+    slope = jax.grad(lambda alpha: interpolated_bound(scores, alpha=alpha, log_baseline=log_c))(0.9796514511108398)
+    np.testing.assert_allclose(slope, -0.6734465895150827, rtol=4 * F32)

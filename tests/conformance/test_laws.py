@@ -187,6 +187,16 @@ def test_jit_eager_vmap_and_any_batch_shape_are_one_function(name: str) -> None:
         np.testing.assert_allclose(values, expected, rtol=4e-15, atol=1e-300, err_msg=way)
 
 
+@every_objective
+def test_the_value_beside_a_derivative_is_the_value(name: str) -> None:
+    """Derivatives by hand come with a value of their own."""
+    objective, arguments = getattr(objectives, name), drawn(name, 0)
+    smooth = {n: x for n, x in arguments.items() if jnp.issubdtype(jnp.result_type(x), jnp.floating)}
+    with jax.enable_x64(True):
+        value, _ = jax.jvp(lambda smooth: objective(**(arguments | smooth)), (smooth,), (smooth,))
+    np.testing.assert_allclose(value, evaluated(name, arguments), rtol=4e-15, atol=1e-300)
+
+
 @pytest.mark.parametrize("name", ["info_nce_loss", "info_nce_bound", "nca_loss"])
 def test_vmap_over_negatives_is_one_pair_for_each(name: str) -> None:
     objective, x = getattr(objectives, name), drawn(name, 1)
