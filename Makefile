@@ -57,7 +57,7 @@ bench-logprobs: peers ## time loss kernels beside torch; write benchmarks/result
 
 bench-losses: peers ## time whole preference losses beside Liger; write benchmarks/results/
 	@.venv-conformance/bin/python benchmarks/logprobs.py --write --name preference-losses --implementations chunked,plain \
-		--methods dpo,dpo_reference_free,mio,orpo,simpo --peers liger $(ARGS)
+		--methods dpo,dpo_reference_free,mio,infonce_dpo,orpo,simpo --peers liger $(ARGS)
 
 bench-tokamax: ## time loss kernels beside tokamax, in an environment of its own (make PYTHON=python3.12)
 	@$(PYTHON) scripts/setup_env.py .venv-tokamax tokamax
