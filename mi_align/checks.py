@@ -248,14 +248,15 @@ RANGES: dict[str, Range] = {
 }
 
 
-def number(name: str, value: Any, bounds: Range | None = None) -> None:
+def number(name: str, value: Any, bounds: Range | None = None, *, wait: bool = False) -> None:
     """A hyper-parameter lies in `bounds`, by default those that `RANGES` has for its name.
 
     Only concrete Python and NumPy numbers are looked at: a traced value is not known yet, and reading one on a device
-    would make the host wait for it.
+    would make the host wait for it. With `wait` it does.
     """
     bounds = RANGES.get(name) if bounds is None else bounds
-    if bounds is None or isinstance(value, jax.Array):
+    unread = isinstance(value, jax.Array) and not (wait and not isinstance(value, jax.core.Tracer))
+    if bounds is None or unread:
         return
     x = np.asarray(value)
     remedy = f" {bounds.remedy}" if bounds.remedy else ""

@@ -76,6 +76,7 @@ def test_a_frozen_head_and_a_frozen_body_give_what_is_asked_for(kernel, rng: np.
 
 
 @every_kernel
+@pytest.mark.skipif(jax.device_count() < 8, reason="a mesh of 2 × 4 devices")
 @pytest.mark.parametrize("travel", ["stays", "ring"])
 def test_a_vocabulary_that_does_not_divide_over_devices(kernel, travel, rng: np.random.Generator) -> None:
     (hidden, vocabulary, _), targets, where = case(rng, vocab=50)
@@ -127,7 +128,8 @@ def test_a_program_for_its_own_platform_has_the_kernel_in_it(kernel, platform, c
     checks = [export.DisabledSafetyCheck.custom_call("__gpu$xla.gpu.triton")]
     text = export.export(slopes, platforms=[platform], disabled_checks=checks)(hidden, vocabulary).mlir_module()
     assert text.count(call) >= 2, "forward and backward"
-    assert call not in slopes.lower(hidden, vocabulary).as_text(), "here it is interpreted"
+    if jax.default_backend() == "cpu":
+        assert call not in slopes.lower(hidden, vocabulary).as_text(), "here it is interpreted"
 
 
 def test_what_a_kernel_would_not_heed_is_refused(x64: None) -> None:

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mi_align.models import DecoderConfig, cast, count_parameters, hidden_states, init_decoder, response_logps
-from mi_align.models.positions import rotate
+from mi_align.models.positions import rotate, turn
 
 CONFIG = DecoderConfig(
     vocab_size=37,
@@ -173,8 +173,8 @@ def test_rotated_inner_products_depend_on_the_distance_alone() -> None:
 
         def product(at_query: int, at_key: int) -> float:
             radians = 100.0 ** (-np.arange(4) / 4)
-            left = rotate(jnp.asarray(query), jnp.array([[at_query]]), radians)
-            return float(jnp.sum(left * rotate(jnp.asarray(key), jnp.array([[at_key]]), radians)))
+            left = rotate(jnp.asarray(query), turn(jnp.array([[at_query]]), radians))
+            return float(jnp.sum(left * rotate(jnp.asarray(key), turn(jnp.array([[at_key]]), radians))))
 
         assert product(9, 4) == pytest.approx(product(1005, 1000), rel=1e-11)
         assert product(0, 0) == pytest.approx(float(np.sum(query * key)), rel=1e-14)

@@ -106,6 +106,7 @@ def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
     refused("hold beyond the family's extra.weight", kept=weights | {"extra.weight": np.zeros(3, np.float32)})
     refused(r"mlp.down_proj.weight has shape \[16, 24\], but \[16, 25\] was wanted", intermediate_size=25)
     refused("no model family .* called 'lama'. Did you mean 'llama'", model_type="lama")
+    refused("no activation called 'relu2'", hidden_act="relu2")
     refused("no rotary scaling .* called 'yarn'", rope_scaling={"rope_type": "yarn", "factor": 2.0})
     (tmp_path / "model.safetensors").rename(tmp_path / "pytorch_model.bin")
     with pytest.raises(FileNotFoundError, match=r"no \*.safetensors .*pytorch_model.bin"):

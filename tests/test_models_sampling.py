@@ -111,6 +111,13 @@ def test_wrong_input_is_named() -> None:
             generate(graphdef, params, prompts(), LENGTHS, key, **({"max_new": 2} | change))
     with pytest.raises(ValueError, match=r"`prompts` has shape \[3, 5\] and `lengths` \[2\]"):
         generate(graphdef, params, prompts(), LENGTHS[:2], key, max_new=2)
+    for wrong in (0, 6):
+        with pytest.raises(ValueError, match=f"`lengths` holds {wrong}, but prompts of 1 to 5 tokens"):
+            generate(graphdef, params, prompts(), np.array([5, wrong, 1]), key, max_new=2)
+    with pytest.raises(ValueError, match="`temperature` is 0"):
+        filter_logits(jnp.zeros(3), temperature=0)
     graphdef, params = model(KINDS["learned positions"])
-    with pytest.raises(ValueError, match="need 15 positions, but this model has learned 14"):
+    with pytest.raises(ValueError, match="there are 15 positions, but this model has learned 14"):
         generate(graphdef, params, prompts(), LENGTHS, key, max_new=10)
+    with pytest.raises(ValueError, match="there are 15 positions, but this model has learned 14"):
+        hidden_states(graphdef, params, jnp.zeros((2, 15), jnp.int32))

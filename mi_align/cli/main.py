@@ -38,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         command = tyro.extras.subcommand_cli_from_dict(
             COMMANDS,
             prog="mi-align",
-            description="RLHF, DPO and contrastive learning as one thing: certified, and trained. (--version: which.)",
+            description="RLHF, DPO and contrastive learning as one thing: certified, and trained. --version: which.",
             args=arguments,
             config=(tyro.conf.FlagCreatePairsOff,),
         )

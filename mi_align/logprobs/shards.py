@@ -65,7 +65,7 @@ def across(way: Way, axes: Axes) -> Way:
     def forward(problem: Problem, plan: Plan, *, pull: bool = False, keep: bool = False) -> tuple[RowSums, Saved]:
         sums, saved = way.forward(problem, plan, pull=pull, keep=keep)
         sums, share = combine(jax.tree.map(lambda x: x[None], sums), axes)
-        if pull and saved.pull is not None:
+        if saved.pull is not None:
             saved = saved._replace(pull=_weighed(share[0][:, None], saved.pull))
         return sums, saved
 
@@ -157,11 +157,9 @@ def _nothing(rows: int, dtype: jnp.dtype, statistics: bool) -> RowSums:
     """The sums of a part without entries."""
     zero, none = jnp.zeros(rows, dtype), jnp.full(rows, -jnp.inf, dtype)
     sums = RowSums(zero, jnp.full(rows, jnp.finfo(dtype).min, dtype), none)
-    return (
-        sums._replace(gap=zero, sum_squares=zero, mean_logit=zero, argmax=zero.astype(jnp.int32))
-        if statistics
-        else sums
-    )
+    if not statistics:
+        return sums
+    return sums._replace(gap=zero, sum_squares=zero, mean_logit=zero, argmax=zero.astype(jnp.int32))
 
 
 def _plus(x: Any, y: Any) -> Any:

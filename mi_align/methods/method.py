@@ -47,9 +47,9 @@ class Frozen(Mapping[str, V], Generic[V]):
 
     def __eq__(self, other: object) -> bool:
         """Whether the entries are the same; arrays by their numbers."""
-        if not isinstance(other, Mapping) or self.keys() != other.keys():
-            return NotImplemented if not isinstance(other, Mapping) else False
-        return all(_same(value, other[name]) for name, value in self.items())
+        if not isinstance(other, Mapping):
+            return NotImplemented
+        return self.keys() == other.keys() and all(_same(value, other[name]) for name, value in self.items())
 
     __hash__ = None  # type: ignore[assignment]  # what it holds need not have one
 
@@ -131,10 +131,7 @@ class Method:
         >>> METHODS["dpo"].configure(beta=0.2).defaults["beta"]
         0.2
         """
-        traced = {name: value for name, value in hyper.items() if isinstance(value, jax.core.Tracer)}
-        known = {name: value for name, value in hyper.items() if name not in traced}
-        # Configuring is done once, so that an array on a device is waited for and looked at too.
-        self._check({n: np.asarray(v) if isinstance(v, jax.Array) else v for n, v in known.items()} | traced)
+        self._check(hyper, wait=True)
         return dataclasses.replace(self, defaults={**self.defaults, **hyper})
 
     def logits(self, candidates: Candidates, **hyper: Any) -> Float[Array, "*batch C"]:
@@ -192,14 +189,14 @@ class Method:
             checks.broadcastable(candidates.batch_shape, **arrays)
         return whole
 
-    def _check(self, hyper: Mapping[str, Any]) -> None:
+    def _check(self, hyper: Mapping[str, Any], *, wait: bool = False) -> None:
         known = self.hyper_parameters()
         for name, value in hyper.items():
             if name not in known:
                 raise checks.unknown_name(f"hyper-parameter of {self.name!r}", name, known)
             if value is not None:
                 own = [getattr(part, "ranges", {}).get(name) for part in self._parts()]
-                checks.number(name, value, next(filter(None, own), None))
+                checks.number(name, value, next(filter(None, own), None), wait=wait)
 
 
 @functools.lru_cache(maxsize=1024)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-__all__ = ["DecoderConfig", "Llama3Scaling"]
+__all__ = ["Activation", "DecoderConfig", "Llama3Scaling"]
 
 Activation = Literal["silu", "gelu", "gelu_tanh"]
 Norm = Literal["rms", "layer"]

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from mi_align.models.config import DecoderConfig
 from mi_align.models.layers import Block, Context, KeysAndValues, Norm
-from mi_align.models.positions import frequencies
+from mi_align.models.positions import frequencies, turn, window_frequencies
 
 __all__ = ["Cache", "Decoder"]
 
@@ -59,7 +59,7 @@ class Decoder(nnx.Module):
     def __call__(self, tokens: Int[Array, "*batch time"]) -> Float[Array, "*batch time features"]:
         """The hidden state after each token, which predicts the next one; no later token enters it."""
         rows = tokens.reshape(-1, tokens.shape[-1])
-        hidden, _ = self._through(rows, jnp.broadcast_to(jnp.arange(rows.shape[1]), rows.shape), None)
+        hidden, _ = self._through(rows, jnp.arange(rows.shape[1])[None], None)
         return hidden.reshape(*tokens.shape, -1)
 
     def continued(
@@ -73,18 +73,26 @@ class Decoder(nnx.Module):
         return self._through(tokens, positions, cache)
 
     def _through(
-        self, tokens: Int[Array, "B T"], positions: Int[Array, "B T"], cache: Cache | None
+        self, tokens: Int[Array, "B T"], positions: Int[Array, "#B T"], cache: Cache | None
     ) -> tuple[Float[Array, "B T D"], Any]:
-        config = self.config
+        config, slots = self.config, tokens.shape[1] if cache is None else cache.keys.shape[2]
+        if config.learned_positions is not None and slots > config.learned_positions:
+            raise ValueError(
+                f"there are {slots} positions, but this model has learned {config.learned_positions}. Shorten the text "
+                "(when sampling: the prompts or `max_new`)."
+            )
         x = self.embedding[tokens]
         if config.embedding_scale != 1:
             x = x * jnp.asarray(config.embedding_scale, x.dtype)
         if self.positions is not None:
             x = x + self.positions[positions]
         graphdef, params = nnx.split(self.blocks)
+        everywhere, near = _contexts(config, positions, cache)
 
         def step(x: Array, layer: _Layer) -> tuple[Array, Any]:
-            context = _context(config, positions, layer.windowed, cache)
+            context = everywhere
+            if near is not None:
+                context = jax.tree.map(lambda a, b: jnp.where(layer.windowed, b, a), everywhere, near)
             return nnx.merge(graphdef, layer.params)(x, context, layer.cache)
 
         layers = _Layer(params, jnp.asarray(config.windowed_layers), cache)
@@ -93,20 +101,22 @@ class Decoder(nnx.Module):
         return self.norm(x), cache
 
 
-def _context(config: DecoderConfig, positions: Array, windowed: Array, cache: Cache | None) -> Context:
-    """What one layer is told; a layer that sees everything before it, in a whole sequence, needs no mask."""
-    radians = None
-    if config.learned_positions is None:
-        far, near = (jnp.asarray(frequencies(config, windowed=w)) for w in (False, True))
-        radians = jnp.where(windowed, near, far)
+def _contexts(config: DecoderConfig, positions: Array, cache: Cache | None) -> tuple[Context, Context | None]:
+    """What a layer that sees everything before it is told, and a windowed one, if there are any.
+
+    The first needs no mask where there is neither cache nor window: attention is then causal by itself.
+    """
+    rotary = config.learned_positions is None
+    everywhere = Context(positions, turn(positions, frequencies(config)) if rotary else None, None)
     if config.window is None and cache is None:
-        return Context(positions, radians, None)
-    slots = positions[:1] if cache is None else jnp.arange(cache.keys.shape[2])[None]
+        return everywhere, None
+    slots = positions if cache is None else jnp.arange(cache.keys.shape[2])[None]
     distance = positions[:, :, None] - slots[:, None, :]
-    mask = distance >= 0
-    if config.window is not None:
-        mask &= jnp.logical_not(windowed) | (distance < config.window)
-    return Context(positions, radians, mask)
+    everywhere = everywhere._replace(mask=distance >= 0)
+    if config.window is None:
+        return everywhere, None
+    near = turn(positions, window_frequencies(config)) if rotary else None
+    return everywhere, Context(positions, near, (distance >= 0) & (distance < config.window))
 
 
 def _remembered(step: Any, config: DecoderConfig) -> Any:

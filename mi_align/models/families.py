@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from mi_align import checks
-from mi_align.models.config import DecoderConfig, Llama3Scaling
+from mi_align.models.config import Activation, DecoderConfig, Llama3Scaling
 
 __all__ = ["FAMILIES", "Family", "Weight", "family_of"]
 
@@ -62,12 +62,22 @@ def family_of(config: Json) -> Family:
 # --- Configurations
 
 
+_ACTIVATIONS: dict[str, Activation] = {
+    "silu": "silu",
+    "gelu": "gelu",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_new": "gelu_tanh",
+}
+
+
+def _activation(name: str) -> Activation:
+    if name not in _ACTIVATIONS:
+        raise checks.unknown_name("activation", name, _ACTIVATIONS)
+    return _ACTIVATIONS[name]
+
+
 def _common(c: Json) -> dict[str, Any]:
     """What all but GPT-2 call by the same names."""
-    activations = {"silu": "silu", "gelu": "gelu", "gelu_pytorch_tanh": "gelu_tanh", "gelu_new": "gelu_tanh"}
-    name = c.get("hidden_activation") or c.get("hidden_act", "silu")
-    if name not in activations:
-        raise checks.unknown_name("activation", name, activations)
     return {
         "vocab_size": c["vocab_size"],
         "width": c["hidden_size"],
@@ -76,7 +86,7 @@ def _common(c: Json) -> dict[str, Any]:
         "kv_heads": c.get("num_key_value_heads"),
         "head_features": c.get("head_dim"),
         "mlp_width": c["intermediate_size"],
-        "activation": activations[name],
+        "activation": _activation(c.get("hidden_activation") or c.get("hidden_act", "silu")),
         "norm_epsilon": c.get("rms_norm_eps", 1e-6),
         "tied_head": c.get("tie_word_embeddings", False),
     }
@@ -180,13 +190,15 @@ def _gemma3(c: Json) -> DecoderConfig:
 
 
 def _gpt2(c: Json) -> DecoderConfig:
+    if c.get("scale_attn_by_inverse_layer_idx") or not c.get("scale_attn_weights", True):
+        raise ValueError("config.json scales attention by layer or not at all, which no decoder here does.")
     return DecoderConfig(
         vocab_size=c["vocab_size"],
         width=c["n_embd"],
         layers=c["n_layer"],
         heads=c["n_head"],
         mlp_width=c.get("n_inner") or 4 * c["n_embd"],
-        activation="gelu_tanh",
+        activation=_activation(c.get("activation_function", "gelu_new")),
         gated=False,
         norm="layer",
         norm_epsilon=c.get("layer_norm_epsilon", 1e-5),

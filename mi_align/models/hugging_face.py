@@ -7,6 +7,7 @@ and no device holds a second copy of the model.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -83,7 +84,7 @@ def load_pretrained(
     folder = _folder(name)
     source = json.loads((folder / "config.json").read_text())
     family = family_of(source)
-    config = DecoderConfig(**{**vars(family.config(source)), **changes})
+    config = dataclasses.replace(family.config(source), **changes)
     abstract = nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0)))
     graphdef, shapes, _ = nnx.split(abstract, nnx.Param, ...)
     with _opened(folder) as tensors:
@@ -111,11 +112,7 @@ def save_pretrained(model: Pretrained, folder: str | Path, *, shard_bytes: int =
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     dtype = jax.tree.leaves(model.params)[0].dtype.name
-    config = (
-        {**model.source, "dtype": dtype}
-        if "torch_dtype" not in model.source
-        else {**model.source, "torch_dtype": dtype}
-    )
+    config = {**model.source, "torch_dtype" if "torch_dtype" in model.source else "dtype": dtype}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     if model.folder.resolve() != folder.resolve():
         for companion in (path for pattern in COMPANIONS for path in model.folder.glob(pattern)):

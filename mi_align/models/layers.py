@@ -16,7 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
 from mi_align.models.config import DecoderConfig
-from mi_align.models.positions import rotate
+from mi_align.models.positions import Turn, rotate
 from mi_align.numerics import as_float
 
 __all__ = ["ACTIVATIONS", "Attention", "Block", "Context", "FeedForward", "KeysAndValues", "Norm", "attend"]
@@ -33,13 +33,13 @@ class Context(NamedTuple):
 
     Attributes:
       positions: of each token in its sequence.
-      radians: of rotary positions; None where positions were learned.
+      turn: of rotary positions; None where positions were learned.
       mask: which slots a token may look at; None: those up to its own, in a sequence without a cache.
     """
 
-    positions: Int[Array, "B T"]
-    radians: Float[Array, "half"] | None
-    mask: Bool[Array, "B T S"] | None
+    positions: Int[Array, "#B T"]
+    turn: Turn | None
+    mask: Bool[Array, "#B T S"] | None
 
 
 class KeysAndValues(NamedTuple):
@@ -53,7 +53,7 @@ def attend(
     query: Float[Array, "B T H W"],
     key: Float[Array, "B S G W"],
     value: Float[Array, "B S G W"],
-    mask: Bool[Array, "B T S"] | None,
+    mask: Bool[Array, "#B T S"] | None,
     *,
     scale: float,
     soft_cap: float | None = None,
@@ -136,8 +136,8 @@ class Attention(nnx.Module):
         )
         query = query if self.query_norm is None else self.query_norm(query)
         key = key if self.key_norm is None else self.key_norm(key)
-        if context.radians is not None:
-            query, key = (rotate(y, context.positions, context.radians) for y in (query, key))
+        if context.turn is not None:
+            query, key = rotate(query, context.turn), rotate(key, context.turn)
         if cache is not None:
             example = jnp.arange(x.shape[0])[:, None]
             at = (example, context.positions)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
@@ -14,7 +15,7 @@ from mi_align import checks
 from mi_align.models.config import DecoderConfig
 from mi_align.models.decoder import Cache, Decoder
 from mi_align.models.functional import Params
-from mi_align.numerics import as_float
+from mi_align.numerics import accumulation_dtype, as_float
 
 __all__ = ["Generated", "empty_cache", "filter_logits", "generate"]
 
@@ -68,6 +69,7 @@ def filter_logits(
 
     Source: Holtzman et al. 2020 (arXiv 1904.09751).
     """
+    checks.number("temperature", temperature)
     (logits,) = as_float(logits)
     logits = logits / temperature
     if top_k is not None and top_k < logits.shape[-1]:
@@ -75,8 +77,8 @@ def filter_logits(
         logits = jnp.where(logits >= least, logits, -jnp.inf)
     if top_p is not None:
         ranked = jnp.flip(jnp.sort(logits, axis=-1), axis=-1)
-        before = jnp.cumsum(jax.nn.softmax(ranked), axis=-1) - jax.nn.softmax(ranked)
-        least = jnp.min(jnp.where(before < top_p, ranked, jnp.inf), axis=-1, keepdims=True)
+        p = jax.nn.softmax(ranked)
+        least = jnp.min(jnp.where(jnp.cumsum(p, axis=-1) - p < top_p, ranked, jnp.inf), axis=-1, keepdims=True)
         logits = jnp.where(logits >= least, logits, -jnp.inf)
     return logits
 
@@ -114,7 +116,8 @@ def generate(
       pad_id: what stands after the end.
 
     Raises:
-      ValueError: shapes disagree, a number is out of range, or positions beyond those that were learned are wanted.
+      ValueError: shapes disagree, a number or a length is out of range, or positions beyond those that were learned
+        are wanted.
     """
     if jnp.ndim(prompts) != 2 or 0 in jnp.shape(prompts) or jnp.shape(lengths) != jnp.shape(prompts)[:1]:
         raise ValueError(
@@ -128,9 +131,20 @@ def generate(
     for name, value in {"max_new": max_new, "samples": samples, "top_k": 1 if top_k is None else top_k}.items():
         if value < 1:
             raise ValueError(f"`{name}` is {value}, but at least 1 was wanted.")
+    _check_lengths(lengths, jnp.shape(prompts)[1])
     return _generate(
         graphdef, params, prompts, lengths, key, temperature, top_p, max_new, samples, top_k, tuple(stop), pad_id
     )
+
+
+def _check_lengths(lengths: Array, time: int) -> None:
+    """Under `jit` a length has no value to look at."""
+    if isinstance(lengths, jax.core.Tracer):
+        return
+    known = np.asarray(lengths)
+    wrong = known[(known < 1) | (known > time)]
+    if wrong.size:
+        raise ValueError(f"`lengths` holds {wrong[0]}, but prompts of 1 to {time} tokens were wanted.")
 
 
 @functools.partial(jax.jit, static_argnums=(0, 7, 8, 9, 10, 11))
@@ -150,14 +164,7 @@ def _generate(
 ) -> Generated:
     model = nnx.merge(graphdef, params)
     batch, time = prompts.shape
-    slots = time + max_new
-    learned = model.config.learned_positions
-    if learned is not None and slots > learned:
-        raise ValueError(
-            f"prompts of {time} tokens and {max_new} new ones need {slots} positions, but this model has learned "
-            f"{learned}. Shorten the prompts or `max_new`."
-        )
-    cache = empty_cache(model.config, batch, slots, model.vocabulary.dtype)
+    cache = empty_cache(model.config, batch, time + max_new, model.vocabulary.dtype)
     hidden, cache = model.continued(prompts, jnp.broadcast_to(jnp.arange(time), prompts.shape), cache)
     last = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1)
     logits = jnp.repeat(_logits(model, last), samples, axis=0)
@@ -195,8 +202,9 @@ def _generate(
 
 def _logits(model: Decoder, hidden: Float[Array, "B 1 D"]) -> Float[Array, "B V"]:
     """The head on one position of each row, in float32 or wider."""
-    hidden, vocabulary = as_float(hidden[:, 0], model.vocabulary)
-    z = jnp.einsum("bd,vd->bv", hidden, vocabulary, precision=jax.lax.Precision.HIGHEST)
+    wide = accumulation_dtype(hidden)
+    highest = jax.lax.Precision.HIGHEST
+    z = jnp.einsum("bd,vd->bv", hidden[:, 0], model.vocabulary, precision=highest, preferred_element_type=wide)
     cap = model.config.logit_soft_cap
     return z if cap is None else cap * jnp.tanh(z / cap)
 
