@@ -25,8 +25,11 @@ from mi_align.numerics import Mean
 from mi_align.training import (
     TrainState,
     candidates,
+    follow_policy,
     init_state,
+    join,
     merge,
+    partition,
     preference_loss,
     preference_metrics,
     scan_steps,
@@ -256,3 +259,72 @@ def test_a_state_is_a_pytree_that_knows_its_step() -> None:
     state = init_state({"w": jnp.ones(3)}, optax.adam(1e-3))
     assert isinstance(jax.tree.map(lambda x: x, state), TrainState)
     assert state.step.dtype == jnp.int32 and int(state.step) == 0
+
+
+# --- References that live in the state, and parameters that are frozen
+
+
+def both_ways(size: float = 0.02):
+    """One step from the same parameters, with the reference's scores given and with the reference in the state."""
+    logps, reference, batch = setting()
+    params, method = moved(reference, size), METHODS["mio"].configure(beta=0.3)
+    optimiser = optax.sgd(0.1)
+    given = train_step(preference_loss(logps, method), optimiser)
+    live = train_step(preference_loss(logps, method, live=logps), optimiser)
+    return (
+        jax.jit(given)(init_state(params, optimiser), (batch, logps(reference, batch))),
+        jax.jit(live)(init_state(params, optimiser, reference=reference), (batch, None)),
+        reference,
+    )
+
+
+def test_a_live_reference_is_a_reference_scored_before() -> None:
+    (given, metrics), (live, live_metrics), reference = both_ways()
+    assert_trees_close(live.params, given.params, of_scale=1e-6)
+    assert summarise(live_metrics) == pytest.approx(summarise(metrics), rel=1e-5)
+    for kept, began in zip(jax.tree.leaves(live.reference), jax.tree.leaves(reference), strict=True):
+        np.testing.assert_array_equal(kept, began)
+
+
+@pytest.mark.parametrize(("decay", "every"), [(0.9, 1), (0.25, 2), (0.0, 3)])
+def test_a_reference_follows_the_policy(decay: float, every: int) -> None:
+    def loss(params, scale, anchor):
+        return Mean.of(jnp.atleast_1d(scale * (params["x"] - 3.0) ** 2 + 0 * anchor["x"])), {}
+
+    optimiser = optax.sgd(0.25)
+    step = jax.jit(train_step(loss, optimiser, follow=follow_policy(decay=decay, every=every)))
+    state = init_state({"x": jnp.float32(0.0)}, optimiser, reference={"x": jnp.float32(0.0)})
+    x = r = 0.0
+    for n in range(1, 7):
+        state, _ = step(state, jnp.float32(1.0))
+        x -= 0.25 * 2 * (x - 3)
+        r = decay * r + (1 - decay) * x if n % every == 0 else r
+        assert float(state.params["x"]) == pytest.approx(x, rel=1e-6)
+        assert float(state.reference["x"]) == pytest.approx(r, rel=1e-6)
+
+
+def test_frozen_parameters_stay_and_cost_no_moments() -> None:
+    logps, reference, batch = setting()
+    begun = moved(reference)
+    params, frozen = partition(begun, lambda path: path.startswith("blocks.attention."))
+    optimiser = optax.adam(1e-2)
+    state = init_state(params, optimiser, frozen=frozen)
+    moments = sum(x.size for x in jax.tree.leaves(state.opt_state) if x.ndim)
+    assert moments == 2 * sum(x.size for x in jax.tree.leaves(params)) < 2 * sum(x.size for x in jax.tree.leaves(begun))
+    step = jax.jit(train_step(preference_loss(logps, METHODS["dpo"]), optimiser))
+    after, _ = step(state, (batch_of_pairs(batch), logps(reference, batch_of_pairs(batch))))
+    came = dict(jax.tree_util.tree_leaves_with_path(join(after.params, after.frozen)))
+    for keys, leaf in jax.tree_util.tree_leaves_with_path(begun):
+        trained = "['attention']" in jax.tree_util.keystr(keys)
+        assert trained != bool(np.array_equal(came[keys], leaf)), keys
+
+
+def batch_of_pairs(batch: PreferenceBatch) -> PreferenceBatch:
+    return PreferenceBatch(*(x[:, :2] for x in batch))
+
+
+def test_a_reference_that_cannot_follow_is_named() -> None:
+    with pytest.raises(ValueError, match="`decay` is 1, but a finite number ≥ 0 and < 1"):
+        follow_policy(decay=1)
+    with pytest.raises(ValueError, match="`every` is 0"):
+        follow_policy(decay=0, every=0)

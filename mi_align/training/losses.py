@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -20,17 +21,29 @@ Scored = tuple[PreferenceBatch, Float[Array, "batch candidates time-1"] | None]
 
 
 def preference_loss(
-    logps: TokenLogps, method: Callable[[Candidates], Float[Array, "batch"]]
-) -> Callable[[Params, Scored], tuple[Mean, Metrics]]:
+    logps: TokenLogps,
+    method: Callable[[Candidates], Float[Array, "batch"]],
+    *,
+    live: TokenLogps | None = None,
+) -> Callable[..., tuple[Mean, Metrics]]:
     """The loss of a preference method, e.g. `METHODS["dpo"].configure(beta=0.2)`, averaged over the batch.
 
-    What it takes besides the parameters is a pair: the batch, and the reference's log-probabilities of it a token (or
-    None for a method without a reference), `logps(reference, batch)`, computed on the spot or cached. Either way the
-    first step's margins are exactly 0. A prompt without any candidate (padding of a batch) has no weight.
+    What it takes besides the parameters is a pair: the batch, and the reference's log-probabilities of it a token,
+    computed before: `logps(reference, batch)`. They are None for a method without a reference, and with `live`, which
+    scores the reference in the same step. Either way the first step's margins are exactly 0. A prompt without any
+    candidate (padding of a batch) has no weight.
+
+    Args:
+      logps: from `scorer`, of the policy.
+      method: a row of the table, configured.
+      live: scores the reference: from the state's reference parameters, or, where it has none, from the policy's own,
+        of which an adapter's base is a part.
     """
 
-    def loss(params: Params, scored: Scored) -> tuple[Mean, Metrics]:
+    def loss(params: Params, scored: Scored, anchor: Params | None = None) -> tuple[Mean, Metrics]:
         batch, reference = scored
+        if live is not None:
+            reference = jax.lax.stop_gradient(live(params if anchor is None else anchor, batch))
         compared = candidates(batch, logps(params, batch), reference)
         there = jnp.any(jnp.asarray(batch.candidate_mask), axis=-1)
         return Mean.of(method(compared), there), preference_metrics(compared)

@@ -12,17 +12,25 @@ from jaxtyping import Array, Int, PyTree
 
 from mi_align.numerics import Mean
 from mi_align.training.metrics import Metrics
-from mi_align.training.state import Params, TrainState
+from mi_align.training.parts import join
+from mi_align.training.state import Follow, Params, TrainState
 
 __all__ = ["Loss", "Step", "scan_steps", "train_step"]
 
-#: (parameters, batch) -> the loss as (total, weight), and metrics. The weight must not depend on the parameters.
-Loss = Callable[[Params, Any], tuple[Mean, Metrics]]
+#: (parameters, batch) -> the loss as (total, weight), and metrics. The weight must not depend on the parameters. Where
+#: the state has a live reference, its parameters come third.
+Loss = Callable[..., tuple[Mean, Metrics]]
 #: (state, batch) -> the next state, and the metrics of the batch before the update.
 Step = Callable[[TrainState, Any], tuple[TrainState, Metrics]]
 
 
-def train_step(loss: Loss, optimiser: optax.GradientTransformation, *, micro_batches: int = 1) -> Step:
+def train_step(
+    loss: Loss,
+    optimiser: optax.GradientTransformation,
+    *,
+    micro_batches: int = 1,
+    follow: Follow | None = None,
+) -> Step:
     """A step that descends the gradient of `loss`.
 
     Args:
@@ -31,6 +39,7 @@ def train_step(loss: Loss, optimiser: optax.GradientTransformation, *, micro_bat
       micro_batches: in how many equal parts, one after the other, the batch is scored, to save memory. Totals and
         weights are summed before they are divided, so the gradient is that of the whole batch for every loss,
         whatever share of the weight a part has.
+      follow: how a live reference comes after the policy (`follow_policy`). Default: it stays.
 
     Raises:
       ValueError: there are several micro-batches, and the loss says by an attribute `couples_batch` that an example's
@@ -47,11 +56,18 @@ def train_step(loss: Loss, optimiser: optax.GradientTransformation, *, micro_bat
         )
 
     def step(state: TrainState, batch: PyTree) -> tuple[TrainState, Metrics]:
-        slope, metrics = _gradient(loss, state.params, batch, micro_batches)
+        anchor = () if state.reference is None else (jax.lax.stop_gradient(join(state.reference, state.frozen)),)
+
+        def whole(params: Params, part: PyTree) -> tuple[Mean, Metrics]:
+            return loss(join(params, state.frozen), part, *anchor)
+
+        slope, metrics = _gradient(whole, state.params, batch, micro_batches)
         updates, opt_state = optimiser.update(slope, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        reference = state.reference if follow is None else follow(state.reference, params, state.step + 1)
         norm = optax.tree.norm(slope)
         metrics = metrics | {"grad_norm": Mean(norm, jnp.ones_like(norm))}
-        return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state), metrics
+        return state._replace(step=state.step + 1, params=params, opt_state=opt_state, reference=reference), metrics
 
     return step
 
