@@ -93,13 +93,15 @@ OPERATORS: tuple[Operator, ...] = (arithmetic, constants, signs, comparisons, ma
 def mutants_of(module: str, source: str) -> Iterator[Mutant]:
     """Every mutant of a module's function bodies; docstrings, annotations, checks and defaults stay."""
     tree = ast.parse(source)
+    parents = {child: node for node in ast.walk(tree) for child in ast.iter_child_nodes(node)}
     places = [(node, function) for body, function in _bodies(tree) for node in ast.walk(body)]
     for place, function in places:
         for operator in OPERATORS:
             for replacement, what in operator(place):
                 before, after = ast.unparse(place), ast.unparse(ast.fix_missing_locations(replacement))
                 source = ast.unparse(_replaced(tree, place, replacement))
-                line, change = getattr(place, "lineno", 0), f"{what}: {before}  →  {after}"
+                within = f" in {ast.unparse(parents[place])}" if isinstance(place, ast.Constant) else ""
+                line, change = getattr(place, "lineno", 0), f"{what}: {before}  →  {after}{within}"
                 yield Mutant(module, line, change, source, _users(tree, function))
 
 
