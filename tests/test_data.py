@@ -170,7 +170,9 @@ def test_unknown_columns_are_answered_with_those_wanted_and_the_nearest(tmp_path
         load_preferences(write(tmp_path, "p.jsonl", rows))
     message = str(error.value)
     assert message.startswith("p.jsonl has the columns (choosen, question, rejected)")
-    assert "(prompt, chosen, rejected) or (chosen, rejected) were wanted" in message
+    assert (
+        "(prompt, chosen, rejected) or (chosen, rejected) or (prompt, completion) or (messages) were wanted" in message
+    )
     assert "no column called 'chosen'. Did you mean 'choosen'" in message
 
 
@@ -301,7 +303,7 @@ def test_masked_tokens_are_each_response_and_the_rest_is_its_prompt(
             ]
             assert mask[start : start + len(whole[:max_response])].all() and not mask[start + len(whole) :].any()
         assert not batch.response_mask[i, len(responses) :].any()
-    assert counts == (len(given_preferences), cut_prompts, cut_responses, 0)
+    assert counts == (len(given_preferences), cut_prompts, cut_responses, 0, 0)
 
 
 def test_a_prompt_loses_its_beginning_and_a_response_its_end_and_its_eos() -> None:
@@ -311,7 +313,7 @@ def test_a_prompt_loses_its_beginning_and_a_response_its_end_and_its_eos() -> No
     bos, eos = TOKENIZER.bos_id, TOKENIZER.eos_id
     assert batch.tokens[0].tolist() == [[bos, *b"def", *b"uvwx"], [bos, *b"def", *b"uvW", eos]]
     assert batch.response_mask[0].tolist() == [[False] * 4 + [True] * 4] * 2
-    assert counts == (1, 1, 1, 0)
+    assert counts == (1, 1, 1, 0, 0)
 
 
 def test_padding_equals_eos_and_the_mask_still_ends_with_the_response() -> None:

@@ -12,6 +12,7 @@ import tyro
 
 from mi_align.cli.bench import Bench
 from mi_align.cli.reproduce import Reproduce
+from mi_align.cli.train import Sft, Train
 from mi_align.cli.verify import Verify
 
 __all__ = ["COMMANDS", "main"]
@@ -21,6 +22,8 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "verify": Verify,
     "reproduce": Reproduce,
     "bench": Bench,
+    "train": Train,
+    "sft": Sft,
 }
 
 
@@ -30,8 +33,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
       0 where everything held, 1 where something did not, 2 for wrong usage or input, 130 after Ctrl-C.
     """
-    given = sys.argv[1:] if arguments is None else arguments
-    if list(given) == ["--version"]:
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given == ["--version"]:
         print(f"mi-align {importlib.metadata.version('mi-align')}")
         return 0
     try:
@@ -39,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             COMMANDS,
             prog="mi-align",
             description="RLHF, DPO and contrastive learning as one thing: certified, and trained. --version: which.",
-            args=arguments,
+            args=_flags_first(given),
             config=(tyro.conf.FlagCreatePairsOff,),
         )
     except SystemExit as stopped:  # --help, or usage that tyro has explained
@@ -49,9 +52,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, TypeError, OSError) as error:
         print(f"mi-align: {error}", file=sys.stderr)
         return 2
+    except FloatingPointError as error:
+        print(f"mi-align: {error}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("mi-align: interrupted.", file=sys.stderr)
         return 130
+
+
+def _flags_first(given: list[str]) -> list[str]:
+    """`train run.yaml --resume method=mio`: flags may stand between settings, of which tyro wants an unbroken row."""
+    if given[:1] not in (["train"], ["sft"]):
+        return given
+    return [given[0], *sorted(given[1:], key=lambda text: not text.startswith("-"))]
 
 
 def run() -> None:

@@ -6,6 +6,7 @@ Reading files needs Hugging Face `datasets`, which is imported when the first fi
 from mi_align.data.arithmetic import arithmetic_preferences, solve
 from mi_align.data.batches import EncodingCounts, PreferenceBatch, batch_indices, encode_preferences, take
 from mi_align.data.formats import LAYOUTS, read_rows, split_dialogue
+from mi_align.data.hub_tokenizer import HubTokenizer, load_tokenizer, save_byte_tokenizer
 from mi_align.data.preference import Preference, borrow_negatives
 from mi_align.data.sources import load_preferences
 from mi_align.data.tokenizer import ByteTokenizer, Tokenizer
@@ -14,6 +15,7 @@ __all__ = [
     "LAYOUTS",
     "ByteTokenizer",
     "EncodingCounts",
+    "HubTokenizer",
     "Preference",
     "PreferenceBatch",
     "Tokenizer",
@@ -22,7 +24,9 @@ __all__ = [
     "borrow_negatives",
     "encode_preferences",
     "load_preferences",
+    "load_tokenizer",
     "read_rows",
+    "save_byte_tokenizer",
     "solve",
     "split_dialogue",
     "take",

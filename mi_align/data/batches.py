@@ -40,12 +40,14 @@ class EncodingCounts(NamedTuple):
       truncated_prompts: prompts that lost their beginning.
       truncated_responses: responses, chosen and rejected, that lost their end and with it their EOS.
       indistinct: preferences left out, as truncation made the chosen and a rejected response the same.
+      merged: responses whose first token begins in the prompt, as the tokenizer has one for both.
     """
 
     preferences: int
     truncated_prompts: int
     truncated_responses: int
     indistinct: int
+    merged: int = 0
 
 
 def encode_preferences(
@@ -62,7 +64,7 @@ def encode_preferences(
 
     Args:
       preferences: at least one.
-      tokenizer: gives ids; prompt and response are encoded apart from each other.
+      tokenizer: gives ids, of prompt and response as one text; a token that spans the two belongs to the response.
       max_prompt: most tokens of a prompt, BOS included.
       max_response: most tokens of a response, EOS included.
 
@@ -75,39 +77,63 @@ def encode_preferences(
     for name, value in {"max_prompt": max_prompt, "max_response": max_response}.items():
         if value < 1:
             raise ValueError(f"`{name}` is {value}, but at least 1 token was wanted.")
-    rows: list[tuple[np.ndarray, list[np.ndarray]]] = []
-    cut_prompts = cut_responses = indistinct = 0
+    rows: list[list[_Pieces]] = []
+    cut_prompts = cut_responses = indistinct = merged = 0
     for preference in preferences:
-        prompt = tokenizer.encode(preference.prompt)
-        whole = [
-            np.append(tokenizer.encode(text), tokenizer.eos_id) for text in (preference.chosen, *preference.rejected)
-        ]
-        responses = [ids[:max_response] for ids in whole]
-        if any(np.array_equal(responses[0], other) for other in responses[1:]):
+        whole = [_pieces(tokenizer, preference.prompt, text) for text in (preference.chosen, *preference.rejected)]
+        kept = [_Pieces(_tail(x.prompt, max_prompt), x.response[:max_response], x.merged) for x in whole]
+        if any(np.array_equal(kept[0].response, other.response) for other in kept[1:]):
             indistinct += 1
             continue
-        cut_prompts += len(prompt) + 1 > max_prompt
-        cut_responses += sum(len(ids) > max_response for ids in whole)
-        kept = prompt[max(0, len(prompt) + 1 - max_prompt) :]
-        rows.append((np.concatenate(([tokenizer.bos_id], kept)), responses))
+        cut_prompts += any(len(x.prompt) > max_prompt for x in whole)
+        cut_responses += sum(len(x.response) > max_response for x in whole)
+        merged += sum(x.merged for x in whole)
+        rows.append(kept)
     if not rows:
         raise ValueError(
             f"none of {len(preferences)} preferences is left ({indistinct} had the same chosen and rejected response "
             f"within `max_response` = {max_response} tokens). Give more data or raise the limit."
         )
-    return _pad(rows, tokenizer.eos_id), EncodingCounts(len(rows), cut_prompts, cut_responses, indistinct)
+    return _pad(rows, tokenizer.eos_id), EncodingCounts(len(rows), cut_prompts, cut_responses, indistinct, merged)
 
 
-def _pad(rows: Sequence[tuple[np.ndarray, list[np.ndarray]]], pad_id: int) -> PreferenceBatch:
+class _Pieces(NamedTuple):
+    prompt: np.ndarray
+    response: np.ndarray
+    merged: bool
+
+
+def _pieces(tokenizer: Tokenizer, prompt: str, response: str) -> _Pieces:
+    """BOS and prompt, response and EOS. The two are encoded as one text, as they will be read when the model is used.
+
+    Where a token spans their boundary, it is the response's: the prompt is what the ids of the whole begin with, alike
+    with and without a response. BOS and EOS that the texts themselves bring, as chat templates do, are not doubled.
+    """
+    alone, whole = tokenizer.encode(prompt), tokenizer.encode(prompt + response)
+    most = min(len(alone), len(whole))
+    differs = np.flatnonzero(alone[:most] != whole[:most])
+    shared = int(differs[0]) if differs.size else most
+    ids, answer = whole[:shared], whole[shared:]
+    ids = ids[1:] if ids.size and ids[0] == tokenizer.bos_id else ids
+    answer = answer[:-1] if answer.size and answer[-1] == tokenizer.eos_id else answer
+    return _Pieces(np.append(tokenizer.bos_id, ids), np.append(answer, tokenizer.eos_id), shared < len(alone))
+
+
+def _tail(prompt: np.ndarray, most: int) -> np.ndarray:
+    """BOS and as much of the prompt's end as there is room for."""
+    return prompt if len(prompt) <= most else np.append(prompt[:1], prompt[len(prompt) + 1 - most :])
+
+
+def _pad(rows: Sequence[list[_Pieces]], pad_id: int) -> PreferenceBatch:
     """Ragged rows as rectangular arrays."""
-    candidates = max(len(responses) for _, responses in rows)
-    time = max(len(prompt) + len(response) for prompt, responses in rows for response in responses)
+    candidates = max(len(row) for row in rows)
+    time = max(len(x.prompt) + len(x.response) for row in rows for x in row)
     shape = (len(rows), candidates, time)
     tokens = np.full(shape, pad_id, np.int32)
     response_mask = np.zeros(shape, bool)
     candidate_mask = np.zeros(shape[:2], bool)
-    for i, (prompt, responses) in enumerate(rows):
-        for c, response in enumerate(responses):
+    for i, row in enumerate(rows):
+        for c, (prompt, response, _) in enumerate(row):
             end = len(prompt) + len(response)
             tokens[i, c, :end] = np.concatenate((prompt, response))
             response_mask[i, c, len(prompt) : end] = True

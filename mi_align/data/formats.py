@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Protocol
 
 from mi_align import checks
 from mi_align.data.preference import Preference
 
-__all__ = ["ASSISTANT", "LAYOUTS", "read_rows", "split_dialogue"]
+__all__ = ["ASSISTANT", "LAYOUTS", "Chat", "read_rows", "split_dialogue"]
 
 #: What opens the assistant's turn in a dialogue written as one text (hh-rlhf).
 ASSISTANT = "\n\nAssistant:"
@@ -17,11 +17,19 @@ ASSISTANT = "\n\nAssistant:"
 Row = Mapping[str, Any]
 
 
+class Chat(Protocol):
+    """Messages as one text."""
+
+    def __call__(self, messages: Sequence[Mapping[str, Any]], *, open_turn: bool = False) -> str:
+        """With `open_turn` the assistant's turn stands open at the end."""
+
+
 def read_rows(
     rows: Iterable[Row],
     columns: Iterable[str],
     *,
     source: str,
+    chat: Chat | None = None,
     on_fault: Callable[[str], None] | None = None,
 ) -> list[Preference]:
     """Every row as a preference, in whichever of `LAYOUTS` the columns fit.
@@ -30,6 +38,7 @@ def read_rows(
       rows: mappings from column to value.
       columns: the table's columns.
       source: what errors call the table, usually a file name.
+      chat: how lists of messages become text (`HubTokenizer.chat`), for tables that hold such.
       on_fault: is told of each faulty row, which is then left out; by default the first one raises. Public data has
         such rows: of hh-rlhf's harmless-base test split, 4 in 2,312 have an empty response.
 
@@ -44,7 +53,7 @@ def read_rows(
     preferences = []
     for number, row in enumerate(rows, start=1):
         try:
-            preferences.append(_checked(read(row)))
+            preferences.append(_checked(read(row if chat is None else _as_text(row, chat))))
         except ValueError as error:
             fault = f"{source}, row {number}: {error}"
             if on_fault is None:
@@ -84,18 +93,64 @@ def _dialogue(row: Row) -> Preference:
     return Preference(prompt, chosen, tuple(rejected))
 
 
-#: Columns that have to be there -> how such a row is read; the first that fits. `rejected` is a text or a list.
+def _demonstration(row: Row) -> Preference:
+    return Preference(_text(row, "prompt"), _text(row, "completion"), ())
+
+
+#: Columns that have to be there -> how such a row is read; the first that fits. `rejected` is a text or a list. Nothing
+#: is rejected in the last two: they are demonstrations, for supervised learning alone.
 LAYOUTS: dict[tuple[str, ...], Callable[[Row], Preference]] = {
     ("prompt", "chosen", "rejected"): _explicit,
     ("chosen", "rejected"): _dialogue,
+    ("prompt", "completion"): _demonstration,
+    ("messages",): _demonstration,
 }
+
+
+def _is_messages(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(m, Mapping) and "role" in m for m in value)
+
+
+def _as_text(row: Row, chat: Chat) -> Row:
+    """A row whose lists of messages have become a prompt, with the assistant's turn open, and responses.
+
+    Where no prompt is given, it is what the dialogues share up to their last message.
+    """
+    answers = {
+        name: row[name] for name in ("chosen", "rejected", "completion", "messages") if _is_messages(row.get(name))
+    }
+    if not answers:
+        return row
+    prompt = row.get("prompt")
+    if prompt is None:
+        prompt, answers = _shared_messages(answers)
+    if not _is_messages(prompt):
+        raise ValueError("the answers are lists of messages, but `prompt` is none: a list of messages was wanted.")
+    opened = chat(prompt, open_turn=True)
+    texts = {}
+    for name, answer in answers.items():
+        whole = chat([*prompt, *answer])
+        if not whole.startswith(opened):
+            raise ValueError(f"the chat template writes the prompt otherwise once `{name}` follows it.")
+        texts["completion" if name == "messages" else name] = whole[len(opened) :].rstrip("\n")
+    return {**row, "prompt": opened, **texts}
+
+
+def _shared_messages(dialogues: Mapping[str, list[Any]]) -> tuple[list[Any], dict[str, list[Any]]]:
+    prompts = [dialogue[:-1] for dialogue in dialogues.values()]
+    if not prompts[0] or any(prompt != prompts[0] for prompt in prompts):
+        raise ValueError(
+            "there is no `prompt` column, and the dialogues do not share all messages but the last. Add a `prompt` "
+            "column."
+        )
+    return prompts[0], {name: dialogue[-1:] for name, dialogue in dialogues.items()}
 
 
 def _layout(columns: set[str], source: str) -> Callable[[Row], Preference]:
     for wanted, read in LAYOUTS.items():
         if columns.issuperset(wanted):
             return read
-    missing = next(name for name in ("chosen", "rejected") if name not in columns)
+    missing = next((name for name in ("chosen", "rejected") if name not in columns), "prompt")
     wanted_text = " or ".join(f"({', '.join(layout)})" for layout in LAYOUTS)
     raise ValueError(
         f"{source} has the columns ({', '.join(sorted(columns))}), but {wanted_text} were wanted: "

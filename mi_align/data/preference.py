@@ -10,7 +10,7 @@ __all__ = ["Preference", "borrow_negatives"]
 
 
 class Preference(NamedTuple):
-    """A prompt with one chosen and K ≥ 1 rejected responses, as text.
+    """A prompt with one chosen and K rejected responses, as text; with K = 0 a demonstration.
 
     Attributes:
       prompt: everything before the response, with the separator that ends it (`"37+48="`); may be empty.

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mi_align.data.formats import read_rows
+from mi_align.data.formats import Chat, read_rows
 from mi_align.data.preference import Preference
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ def load_preferences(
     *,
     split: str = "train",
     limit: int | None = None,
+    chat: Chat | None = None,
     on_fault: Callable[[str], None] | None = None,
 ) -> list[Preference]:
     """Preferences from a file or from the hub; `formats.LAYOUTS` has the layouts that are recognised by their columns.
@@ -37,6 +38,7 @@ def load_preferences(
       source: a path that ends in one of `SUFFIXES`, or a hub id such as `"Anthropic/hh-rlhf"`.
       split: which split of a hub data set; a local file is one split.
       limit: read the first so many rows only.
+      chat: how lists of messages become text (`HubTokenizer.chat`), for tables that hold such.
       on_fault: is told of each faulty row, which is then left out; by default the first one raises.
 
     Returns:
@@ -58,7 +60,7 @@ def load_preferences(
             "`owner/name` was wanted."
         )
     rows = table if limit is None else table.select(range(min(limit, len(table))))
-    return read_rows(rows, table.column_names, source=name, on_fault=on_fault)
+    return read_rows(rows, table.column_names, source=name, chat=chat, on_fault=on_fault)
 
 
 def _read_file(path: Path) -> Dataset:

@@ -11,7 +11,7 @@ from mi_align.models.functional import (
     response_logps,
     vocabulary_matrix,
 )
-from mi_align.models.hugging_face import Pretrained, load_pretrained, save_pretrained
+from mi_align.models.hugging_face import Pretrained, fresh_llama, load_pretrained, save_pretrained
 from mi_align.models.sampling import Generated, empty_cache, filter_logits, generate
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "count_parameters",
     "empty_cache",
     "filter_logits",
+    "fresh_llama",
     "generate",
     "hidden_states",
     "init_decoder",

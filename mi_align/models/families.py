@@ -12,7 +12,7 @@ from typing import Any
 from mi_align import checks
 from mi_align.models.config import Activation, DecoderConfig, Llama3Scaling
 
-__all__ = ["FAMILIES", "Family", "Weight", "family_of"]
+__all__ = ["FAMILIES", "Family", "Weight", "family_of", "llama_json"]
 
 Json = Mapping[str, Any]
 
@@ -57,6 +57,47 @@ def family_of(config: Json) -> Family:
     if name not in FAMILIES:
         raise checks.unknown_name("model family (`model_type` in config.json)", name, FAMILIES)
     return FAMILIES[name]
+
+
+def llama_json(config: DecoderConfig) -> dict[str, Any]:
+    """The `config.json` of a decoder that is a Llama: what a fresh one is saved with.
+
+    Raises:
+      ValueError: it is none; the fields that no Llama has are named.
+    """
+    source = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.width,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "num_key_value_heads": config.key_value_heads,
+        "head_dim": config.head_width,
+        "intermediate_size": config.feed_forward_width,
+        "hidden_act": {ours: theirs for theirs, ours in _ACTIVATIONS.items()}[config.activation],
+        "rms_norm_eps": config.norm_epsilon,
+        "tie_word_embeddings": config.tied_head,
+        "attention_bias": config.qkv_bias,
+        "mlp_bias": config.mlp_bias,
+        "rope_parameters": {"rope_type": "default", "rope_theta": config.rope_base},
+        "max_position_embeddings": _UNBOUNDED,
+        "dtype": "float32",
+    }
+    again = dataclasses.asdict(dataclasses.replace(FAMILIES["llama"].config(source), remat=config.remat))
+    told = dataclasses.asdict(config) | {
+        "kv_heads": config.key_value_heads,
+        "head_features": config.head_width,
+        "mlp_width": config.feed_forward_width,
+    }
+    other = [name for name, value in told.items() if again[name] != value]
+    if other:
+        raise ValueError(f"no Llama has this {', '.join(f'`{name}`' for name in other)}: such a model cannot be saved.")
+    return source
+
+
+#: Rotary positions have no last one; `transformers` wants a number.
+_UNBOUNDED = 131_072
 
 
 # --- Configurations

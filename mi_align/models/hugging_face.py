@@ -18,13 +18,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import PRNGKeyArray
 
 from mi_align.models.config import DecoderConfig
 from mi_align.models.decoder import Decoder
-from mi_align.models.families import Weight, family_of
-from mi_align.models.functional import Params
+from mi_align.models.families import Weight, family_of, llama_json
+from mi_align.models.functional import Params, init_decoder
 
-__all__ = ["Pretrained", "load_pretrained", "save_pretrained"]
+__all__ = ["Pretrained", "fresh_llama", "load_pretrained", "save_pretrained"]
 
 #: Bytes of one file, as `transformers` writes them.
 SHARD_BYTES = 5 * 10**9
@@ -51,14 +52,25 @@ class Pretrained(NamedTuple):
       params: its parameters.
       config: its shape.
       source: its `config.json`, parsed.
-      folder: where it was.
+      folder: where it was; None for a fresh one.
     """
 
     graphdef: nnx.GraphDef[Decoder]
     params: Params
     config: DecoderConfig
     source: Mapping[str, Any]
-    folder: Path
+    folder: Path | None
+
+
+def fresh_llama(config: DecoderConfig, key: PRNGKeyArray, *, dtype: jnp.dtype = jnp.float32) -> Pretrained:
+    """A freshly drawn decoder that `save_pretrained` can write.
+
+    Raises:
+      ValueError: it is no Llama; the fields that no Llama has are named.
+    """
+    source = llama_json(config)
+    graphdef, params = init_decoder(config, key, dtype)
+    return Pretrained(graphdef, params, config, source, None)
 
 
 def load_pretrained(
@@ -114,7 +126,7 @@ def save_pretrained(model: Pretrained, folder: str | Path, *, shard_bytes: int =
     dtype = jax.tree.leaves(model.params)[0].dtype.name
     config = {**model.source, "torch_dtype" if "torch_dtype" in model.source else "dtype": dtype}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
-    if model.folder.resolve() != folder.resolve():
+    if model.folder is not None and model.folder.resolve() != folder.resolve():
         for companion in (path for pattern in COMPANIONS for path in model.folder.glob(pattern)):
             shutil.copy(companion, folder)
     shards = list(_shards(_theirs(model), shard_bytes))

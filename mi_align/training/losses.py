@@ -10,8 +10,9 @@ from jaxtyping import Array, Float
 
 from mi_align.critics.candidates import Candidates
 from mi_align.data import PreferenceBatch
+from mi_align.methods import Method
 from mi_align.numerics import Mean
-from mi_align.training.metrics import Metrics, preference_metrics
+from mi_align.training.metrics import Metrics, method_metrics, preference_metrics
 from mi_align.training.scoring import TokenLogps, candidates
 from mi_align.training.state import Params
 
@@ -22,7 +23,7 @@ Scored = tuple[PreferenceBatch, Float[Array, "batch candidates time-1"] | None]
 
 def preference_loss(
     logps: TokenLogps,
-    method: Callable[[Candidates], Float[Array, "batch"]],
+    method: Method | Callable[[Candidates], Float[Array, "batch"]],
     *,
     live: TokenLogps | None = None,
 ) -> Callable[..., tuple[Mean, Metrics]]:
@@ -46,7 +47,10 @@ def preference_loss(
             reference = jax.lax.stop_gradient(live(params if anchor is None else anchor, batch))
         compared = candidates(batch, logps(params, batch), reference)
         there = jnp.any(jnp.asarray(batch.candidate_mask), axis=-1)
-        return Mean.of(method(compared), there), preference_metrics(compared)
+        metrics = preference_metrics(compared)
+        if isinstance(method, Method):
+            metrics |= method_metrics(method, compared)
+        return Mean.of(method(compared), there), metrics
 
     loss.couples_batch = getattr(method, "couples_batch", False)  # type: ignore[attr-defined]  # for `train_step`
     return loss

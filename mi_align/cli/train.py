@@ -1,0 +1,169 @@
+"""`mi-align train`: a run from a YAML file, watched, stopped and resumed."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from mi_align.training.config import RunConfig
+    from mi_align.training.inputs import Inputs
+
+__all__ = ["Sft", "Train"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Train:
+    """Train a language model by any method of the table.
+
+    Settings come from a YAML file, and from `key.of.part=value` after it. Writes config.yaml, metrics.jsonl,
+    checkpoints/ and model/ into `output`. Ctrl-C or SIGTERM ends the run after its step, with a checkpoint.
+    """
+
+    settings: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """A YAML file and overrides, or overrides alone: run.yaml method=mio optimiser.rate=1e-4."""
+    resume: bool = False
+    """Go on from the last checkpoint in `output`: bit for bit as if the run had not been interrupted."""
+    dry_run: bool = False
+    """Read everything, print the settings, the counts and the memory that a compiled step needs, and train nothing."""
+
+    def run(self) -> int:
+        """Load, train, tell."""
+        return train(self.settings, resume=self.resume, dry_run=self.dry_run)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sft:
+    """Train a language model on demonstrations, or on the chosen responses of preferences: `train` with method=sft."""
+
+    settings: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """A YAML file and overrides, as for `train`."""
+    resume: bool = False
+    """Go on from the last checkpoint in `output`."""
+    dry_run: bool = False
+    """As for `train`."""
+
+    def run(self) -> int:
+        """Load, train, tell."""
+        return train((*self.settings, "method=sft", "hyper={}"), resume=self.resume, dry_run=self.dry_run)
+
+
+def train(settings: tuple[str, ...], *, resume: bool, dry_run: bool) -> int:
+    """What both commands do."""
+    from rich.console import Console
+
+    from mi_align.training.checkpoints import stopping
+    from mi_align.training.config import RunConfig
+    from mi_align.training.inputs import load_inputs
+    from mi_align.training.run import run_training, total_steps
+    from mi_align.training.settings import load
+
+    file = settings[0] if settings and "=" not in settings[0] else None
+    config = load(RunConfig, file, settings[1:] if file else settings)
+    console = Console(highlight=False, soft_wrap=True)
+    inputs = load_inputs(config)
+    steps = total_steps(config, len(inputs.train.tokens))
+    _tell(console, config, inputs, steps)
+    if dry_run:
+        return _dry(console, config, inputs)
+    _list_faults(config, inputs)
+    with stopping() as stop, _watched(console, steps) as (report, tick):
+        outcome = run_training(config, inputs, resume=resume, stop=stop, report=report, tick=tick)
+    if outcome.exported is None:
+        console.print(f"stopped at step {outcome.step} of {outcome.steps}; go on with --resume", markup=False)
+    else:
+        console.print(f"trained for {outcome.step} steps; model: {outcome.exported}", markup=False)
+    return 0
+
+
+def _tell(console: Console, config: RunConfig, inputs: Inputs, steps: int) -> None:
+    from mi_align.models import count_parameters
+
+    shape = inputs.train.tokens.shape
+    held_out = 0 if inputs.evaluation is None else len(inputs.evaluation.tokens)
+    say = [
+        f"{config.method}: {count_parameters(inputs.model.params):,} parameters, {shape[0]:,} examples to train on and "
+        f"{held_out:,} to evaluate, {shape[1]} candidates of up to {shape[2]} tokens, {steps:,} steps of {config.batch}"
+    ]
+    for name in ("truncated_prompts", "truncated_responses", "indistinct", "merged"):
+        number = sum(getattr(counts, name) for counts in inputs.counts)
+        say += [f"{name.replace('_', ' ')}: {number:,}"] if number else []
+    if inputs.faults:
+        say.append(f"{len(inputs.faults):,} rows left out, the first: {inputs.faults[0]}")
+    console.print(*say, sep="\n", markup=False)
+
+
+def _list_faults(config: RunConfig, inputs: Inputs) -> None:
+    """Every row that was left out, in a file: nothing is dropped silently."""
+    if inputs.faults:
+        Path(config.output).mkdir(parents=True, exist_ok=True)
+        (Path(config.output) / "bad_rows.txt").write_text("\n".join(inputs.faults) + "\n", encoding="utf-8")
+
+
+def _dry(console: Console, config: RunConfig, inputs: Inputs) -> int:
+    import yaml
+
+    from mi_align.training.run import memory_of_step
+    from mi_align.training.settings import to_mapping
+
+    console.print(yaml.safe_dump(to_mapping(config), sort_keys=False), markup=False)
+    console.print(memory_of_step(config, inputs), markup=False)
+    return 0
+
+
+@contextlib.contextmanager
+def _watched(
+    console: Console, steps: int
+) -> Iterator[tuple[Callable[[int, dict[str, float]], None], Callable[[float], None]]]:
+    """A line of metrics as they come, and a bar with what is left where there is a terminal."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    told = 0.0
+    with Progress(
+        *columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal, transient=True
+    ) as bar:
+        task = bar.add_task("training", total=steps)
+
+        def report(step: int, numbers: dict[str, float]) -> None:
+            nonlocal told
+            bar.update(task, completed=step)
+            now = time.monotonic()
+            if now - told > 1 or step in (0, steps) or any(name.startswith("eval/") for name in numbers):
+                told = now
+                bar.print(_line(step, numbers))
+
+        yield report, lambda share: bar.update(task, description=f"reference {share:.0%}" if share < 1 else "training")
+
+
+#: What a line shows, in this order, of what there is.
+_SHOWN = (
+    "loss",
+    "rewards/accuracies",
+    "rewards/margins",
+    "log_ratio/chosen",
+    "mi/info_nce",
+    "grad_norm",
+    "tokens_per_second",
+)
+
+
+def _line(step: int, numbers: dict[str, float]) -> str:
+    prefix = "eval/" if any(name.startswith("eval/") for name in numbers) else ""
+    parts = [f"{name} {numbers[prefix + name]:,.4g}" for name in _SHOWN if prefix + name in numbers]
+    return f"step {step:6}  {'evaluation  ' if prefix else ''}{'  '.join(parts)}"

@@ -1,0 +1,147 @@
+"""Checkpoints with Orbax: written beside the training, whole or not at all, the last few kept."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import signal
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mi_align.training.parts import path_of
+from mi_align.training.state import TrainState
+
+__all__ = ["Checkpoints", "Stop", "stopping"]
+
+
+class Checkpoints:
+    """The checkpoints of one run, in one folder; close it, or use it in a `with` block, so that the last is written.
+
+    A checkpoint holds the whole state, bit for bit, and a dictionary of JSON's types. It is written in the background,
+    into a temporary folder that gets its name when it is complete: a run that is killed meanwhile loses that one alone.
+    """
+
+    def __init__(self, folder: str | Path, *, keep: int = 2) -> None:
+        """Open a folder, or make it.
+
+        Args:
+          folder: of the checkpoints, one folder a step.
+          keep: how many of the last ones stay.
+        """
+        import orbax.checkpoint as ocp
+
+        for name in ("absl", "orbax"):
+            logging.getLogger(name).setLevel(logging.ERROR)  # Orbax tells every step it takes
+        self.folder = Path(folder).absolute()
+        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
+        handlers = {"state": ocp.StandardCheckpointHandler(), "about": ocp.JsonCheckpointHandler()}
+        self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
+
+    def __enter__(self) -> Checkpoints:
+        """Itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Wait for what is being written."""
+        self.close()
+
+    def steps(self) -> list[int]:
+        """The steps of which there is a whole checkpoint."""
+        return sorted(self._manager.all_steps())
+
+    def save(self, state: TrainState, about: Mapping[str, Any]) -> None:
+        """Begin to write a checkpoint of `state`; `about` is kept with it. One of the same step stays as it is."""
+        import orbax.checkpoint as ocp
+
+        step = int(state.step)
+        if step not in self.steps():
+            parts = {"state": ocp.args.StandardSave(_plain(state)), "about": ocp.args.JsonSave(dict(about))}
+            self._manager.save(step, args=ocp.args.Composite(**parts), force=True)
+
+    def restore(self, like: TrainState, step: int | None = None) -> tuple[TrainState, dict[str, Any]]:
+        """A state and what was said about it.
+
+        Args:
+          like: a state of the same structure, shapes and shardings: arrays, or `jax.ShapeDtypeStruct`s.
+          step: which one; None: the last.
+
+        Raises:
+          FileNotFoundError: there is none.
+          ValueError: it is that of another model or optimiser; the first difference is named.
+        """
+        import orbax.checkpoint as ocp
+
+        step = self._manager.latest_step() if step is None else step
+        if step is None or step not in self.steps():
+            raise FileNotFoundError(f"{self.folder} has no checkpoint{'' if step is None else f' of step {step}'}.")
+        wanted = {name: _abstract(leaf) for name, leaf in _plain(like).items()}
+        self._check(step, wanted)
+        found = self._manager.restore(
+            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(wanted), about=ocp.args.JsonRestore())
+        )
+        leaves = [found["state"][name] for name in wanted]
+        return jax.tree.unflatten(jax.tree.structure(like), leaves), dict(found["about"])
+
+    def close(self) -> None:
+        """Wait for what is being written, and end."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+    def _check(self, step: int, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> None:
+        stored = {
+            name: (tuple(x.shape), jnp.dtype(x.dtype)) for name, x in self._manager.item_metadata(step)["state"].items()
+        }
+        asked = {name: (tuple(x.shape), jnp.dtype(x.dtype)) for name, x in wanted.items()}
+        for name in (*asked, *stored):
+            if stored.get(name) != asked.get(name):
+                there, here = (_told(table.get(name)) for table in (stored, asked))
+                raise ValueError(
+                    f"the checkpoint {self.folder / str(step)} is that of another run: `{name}` is {there} there and "
+                    f"{here} here. Give the settings with which it was written, or another `output`."
+                )
+
+
+def _plain(state: TrainState) -> dict[str, Any]:
+    """The leaves by their paths: what is stored does not depend on how JAX, Flax or Optax name their containers."""
+    return {path_of(keys): leaf for keys, leaf in jax.tree_util.tree_leaves_with_path(state)}
+
+
+def _abstract(x: Any) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding)
+
+
+def _told(entry: tuple[tuple[int, ...], jnp.dtype] | None) -> str:
+    return "absent" if entry is None else f"{entry[1].name}{list(entry[0])}"
+
+
+class Stop:
+    """Whether the process has been asked to end."""
+
+    requested = False
+
+
+@contextlib.contextmanager
+def stopping() -> Iterator[Stop]:
+    """While this lasts, the first SIGTERM or Ctrl-C asks the run to end after its step; the second does as ever."""
+    stop = Stop()
+    before: dict[int, Any] = {}
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        stop.requested = True
+        restore()
+
+    def restore() -> None:
+        for name, handler in before.items():
+            signal.signal(name, handler)
+
+    for name in (signal.SIGTERM, signal.SIGINT):
+        before[int(name)] = signal.signal(name, ask)
+    try:
+        yield stop
+    finally:
+        restore()

@@ -1,0 +1,163 @@
+"""What a run of training is told: one frozen dataclass for each part, written as YAML by its user."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+from mi_align import checks
+
+__all__ = ["DataConfig", "ModelConfig", "OptimiserConfig", "RunConfig"]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Which model is trained.
+
+    Attributes:
+      pretrained: a folder of safetensors or the id of a repository on the Hub; None: a fresh one of the given `shape`.
+      shape: fields of `models.DecoderConfig` of a fresh model, such as `width`, `layers`, `heads`.
+      dtype: of the parameters; None: as in the files, float32 for a fresh model.
+      remat: what the backward pass makes again: "none", all inside "layers", or all but matrix products ("dots").
+      trained: beginnings of the paths of the parameters that are trained, e.g. `blocks.attention`; none named: all.
+    """
+
+    pretrained: str | None = None
+    shape: dict[str, Any] = dataclasses.field(default_factory=dict)
+    dtype: Literal["float32", "bfloat16"] | None = None
+    remat: Literal["none", "layers", "dots"] = "none"
+    trained: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        """A model has one origin."""
+        if self.pretrained is not None and self.shape:
+            raise ValueError("`pretrained` and `shape` are both given: the shape of a pretrained model is its own.")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What it learns from.
+
+    Attributes:
+      train: a file or the id of a data set on the Hub.
+      evaluation: the same for evaluation; None: `held_out` of `train`.
+      split: which split of a Hub data set.
+      limit: read the first so many rows only.
+      held_out: how many examples of `train` are kept for evaluation, the last ones, where `evaluation` is None.
+      tokenizer: "bytes", a folder or the id of a repository on the Hub; None: the model's, or bytes for a fresh model.
+      max_prompt: most tokens of a prompt, which loses its beginning.
+      max_response: most tokens of a response, which loses its end.
+      negatives: so many rejected responses a prompt, borrowed from other prompts where it has fewer; None: as they are.
+      on_bad_row: "error" stops at the first row that cannot be used; "skip" leaves it out, counted and listed.
+    """
+
+    train: str
+    evaluation: str | None = None
+    split: str = "train"
+    limit: int | None = None
+    held_out: int = 0
+    tokenizer: str | None = None
+    max_prompt: int = 512
+    max_response: int = 512
+    negatives: int | None = None
+    on_bad_row: Literal["error", "skip"] = "error"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimiserConfig:
+    """How parameters move.
+
+    Attributes:
+      name: of the Optax optimiser.
+      rate: the highest learning rate.
+      schedule: how it falls to 0 after `warmup`: not at all, on a line, or on half a cosine.
+      warmup: the share of all steps in which the rate rises from 0, in [0, 1].
+      weight_decay: decoupled; matrices alone decay, not norms and biases.
+      clip: the largest norm of the gradient; None: any.
+      beta1: of Adam and its kin.
+      beta2: of Adam and its kin.
+      eps: of Adam and its kin.
+    """
+
+    name: Literal["adamw", "lion", "adafactor", "sgd"] = "adamw"
+    rate: float = 1e-5
+    schedule: Literal["constant", "linear", "cosine"] = "cosine"
+    warmup: float = 0.1
+    weight_decay: float = 0.0
+    clip: float | None = 1.0
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+
+    def __post_init__(self) -> None:
+        """Ranges."""
+        checks.number("rate", self.rate, checks.Range(above=0))
+        checks.number("warmup", self.warmup, checks.Range(at_least=0, at_most=1, remedy="It is a share of the steps."))
+        checks.number("weight_decay", self.weight_decay, checks.Range(at_least=0))
+        if self.clip is not None:
+            checks.number("clip", self.clip, checks.Range(above=0, remedy="Pass null to clip nothing."))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """A whole run.
+
+    Attributes:
+      data: what it learns from.
+      model: what learns.
+      method: a row of the table, `docs/methods.md`, or "sft".
+      hyper: the method's hyper-parameters, such as `beta`.
+      optimiser: how parameters move.
+      output: the folder of checkpoints, metrics and the trained model.
+      epochs: how often each example is seen; not looked at where `steps` are given.
+      steps: how many steps are made.
+      batch: examples a step.
+      micro_batches: in how many parts, one after the other, a batch is scored, to save memory.
+      seed: of fresh parameters and of the order of the data.
+      reference: "cached" scores the data once, before training; "live" in each step, and holds a second model.
+      follow_every: every so many steps a live reference moves towards the policy; 0: never.
+      follow_decay: how much of itself the reference keeps when it moves, in [0, 1).
+      log_every: steps between lines of metrics.
+      evaluate_every: steps between evaluations; 0: at the end only.
+      save_every: steps between checkpoints; 0: at the end only.
+      keep: how many of the last checkpoints stay.
+      data_parallel, fsdp, tensor: axes of the mesh of devices; −1: what the others leave.
+    """
+
+    data: DataConfig
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    method: str = "dpo"
+    hyper: dict[str, float] = dataclasses.field(default_factory=dict)
+    optimiser: OptimiserConfig = dataclasses.field(default_factory=OptimiserConfig)
+    output: str = "run"
+    epochs: float = 1.0
+    steps: int | None = None
+    batch: int = 16
+    micro_batches: int = 1
+    seed: int = 0
+    reference: Literal["cached", "live"] = "cached"
+    follow_every: int = 0
+    follow_decay: float = 0.0
+    log_every: int = 1
+    evaluate_every: int = 0
+    save_every: int = 0
+    keep: int = 2
+    data_parallel: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+    def __post_init__(self) -> None:
+        """Counts, and what goes together."""
+        for name in ("batch", "micro_batches", "log_every", "keep"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`{name}` is {getattr(self, name)}, but at least 1 was wanted.")
+        if self.batch % self.micro_batches:
+            raise ValueError(
+                f"`micro_batches` is {self.micro_batches}, but a divisor of `batch` = {self.batch} was wanted."
+            )
+        if self.steps is None and not self.epochs > 0:
+            raise ValueError(f"`epochs` is {self.epochs}, but a number above 0 was wanted.")
+        if self.follow_every and self.reference != "live":
+            raise ValueError(
+                "`follow_every` moves a live reference, but `reference` is 'cached'. Set `reference: live`."
+            )

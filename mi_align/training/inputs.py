@@ -1,0 +1,149 @@
+"""From a run's configuration to what training takes: a model, a tokenizer and data as arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mi_align import checks
+from mi_align.data import (
+    EncodingCounts,
+    Preference,
+    PreferenceBatch,
+    Tokenizer,
+    borrow_negatives,
+    encode_preferences,
+    load_preferences,
+    load_tokenizer,
+)
+from mi_align.methods import METHODS, Method
+from mi_align.models import DecoderConfig, Pretrained, fresh_llama, load_pretrained
+from mi_align.training.config import DataConfig, RunConfig
+
+__all__ = ["SUPERVISED", "Inputs", "load_inputs", "method_of"]
+
+#: Supervised learning: a row of the table, too, whose mean a token couples a batch; `supervised_loss` is the same in
+#: totals and weights, which micro-batches add up exactly.
+SUPERVISED = "sft"
+
+#: Fields of `Candidates` that a run fills in; methods that read others are for those who write their own loop.
+_UNFILLED = {
+    "kto": "`reference_point`, an estimate of the divergence from mismatched pairs",
+    "a2po": "`reward`",
+    "nca_reward": "`reward`",
+    "infonca": "`reward`",
+    "exo": "`reward`",
+    "bradley_terry": "`score`, of a reward head",
+    "plackett_luce_reward": "`score`, of a reward head",
+    "tdpo1": "`reference_kl`",
+    "tdpo2": "`reference_kl`",
+    "wpo": "`log_collision`",
+}
+
+
+class Inputs(NamedTuple):
+    """What training begins with.
+
+    Attributes:
+      model: the policy before the first step.
+      tokenizer: of the data and of the model.
+      tokenizer_name: what `load_tokenizer` was given.
+      train: all examples as tokens.
+      evaluation: those that training does not see; None: there are none.
+      counts: what encoding cut, of training and evaluation data.
+      method: the configured row; None for supervised learning.
+      faults: rows that were left out, and why.
+    """
+
+    model: Pretrained
+    tokenizer: Tokenizer
+    tokenizer_name: str
+    train: PreferenceBatch
+    evaluation: PreferenceBatch | None
+    counts: tuple[EncodingCounts, ...]
+    method: Method | None
+    faults: Sequence[str]
+
+
+def method_of(config: RunConfig) -> Method | None:
+    """The configured row of the table; None for supervised learning.
+
+    Raises:
+      ValueError: no row has this name, it has no such hyper-parameter, or it reads what a run does not fill in.
+    """
+    if config.method == SUPERVISED:
+        if config.hyper:
+            raise ValueError(f"`hyper` holds {', '.join(config.hyper)}, but supervised learning has none.")
+        return None
+    if config.method not in METHODS and not any(config.method in row.aliases for row in METHODS.values()):
+        raise checks.unknown_name("method", config.method, METHODS)
+    method = METHODS[config.method].configure(**config.hyper)
+    if method.name in _UNFILLED:
+        raise ValueError(
+            f"{method.name!r} reads {_UNFILLED[method.name]}, which data sets do not hold: write the loop with "
+            "`training.train_step`, or take another method."
+        )
+    return method
+
+
+def load_inputs(config: RunConfig) -> Inputs:
+    """Read and encode everything; what can be wrong with it is found here, before anything is trained."""
+    method = method_of(config)
+    name = config.data.tokenizer or config.model.pretrained or "bytes"
+    tokenizer = load_tokenizer(name)
+    faults: list[str] = []
+    train, evaluation = _preferences(config.data, tokenizer, faults)
+    encoded = [_encoded(part, config, tokenizer, method) for part in (train, evaluation) if part]
+    model = _model(config, tokenizer)
+    if model.config.vocab_size < tokenizer.vocab_size:
+        raise ValueError(
+            f"the tokenizer {name!r} has {tokenizer.vocab_size:,} ids, but the model's vocabulary has "
+            f"{model.config.vocab_size:,}. Name the model's own by `data.tokenizer`."
+        )
+    batches = [batch for batch, _ in encoded]
+    held_out = batches[1] if len(batches) > 1 else None
+    return Inputs(model, tokenizer, str(name), batches[0], held_out, tuple(c for _, c in encoded), method, faults)
+
+
+def _preferences(
+    config: DataConfig, tokenizer: Tokenizer, faults: list[str]
+) -> tuple[Sequence[Preference], Sequence[Preference]]:
+    on_fault: Callable[[str], None] | None = faults.append if config.on_bad_row == "skip" else None
+    chat = getattr(tokenizer, "chat", None)
+    train = load_preferences(config.train, split=config.split, limit=config.limit, chat=chat, on_fault=on_fault)
+    if config.evaluation is not None:
+        return train, load_preferences(config.evaluation, split=config.split, chat=chat, on_fault=on_fault)
+    if not 0 <= config.held_out < len(train):
+        raise ValueError(f"`held_out` is {config.held_out}, but a number from 0 to {len(train) - 1} was wanted.")
+    return train[: len(train) - config.held_out], train[len(train) - config.held_out :]
+
+
+def _encoded(
+    preferences: Sequence[Preference], config: RunConfig, tokenizer: Tokenizer, method: Method | None
+) -> tuple[PreferenceBatch, EncodingCounts]:
+    data = config.data
+    if method is None:
+        preferences = [p._replace(rejected=()) for p in preferences]
+    elif data.negatives is not None:
+        preferences = borrow_negatives(preferences, data.negatives)
+    elif not all(p.rejected for p in preferences):
+        raise ValueError(
+            f"{config.data.train} has demonstrations, without rejected responses, which {method.name!r} compares with. "
+            f"Take `method: {SUPERVISED}`, or set `data.negatives` to borrow other prompts' responses."
+        )
+    return encode_preferences(preferences, tokenizer, max_prompt=data.max_prompt, max_response=data.max_response)
+
+
+def _model(config: RunConfig, tokenizer: Tokenizer) -> Pretrained:
+    dtype = None if config.model.dtype is None else jnp.dtype(config.model.dtype)
+    if config.model.pretrained is not None:
+        return load_pretrained(config.model.pretrained, dtype=dtype, remat=config.model.remat)
+    known = {field for field in DecoderConfig.__dataclass_fields__ if field not in ("vocab_size", "remat")}
+    for name in config.model.shape:
+        if name not in known:
+            raise checks.unknown_name("setting in `model.shape`", name, known)
+    shape = DecoderConfig(vocab_size=tokenizer.vocab_size, remat=config.model.remat, **config.model.shape)
+    return fresh_llama(shape, jax.random.key(config.seed), dtype=dtype or jnp.dtype("float32"))
