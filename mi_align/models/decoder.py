@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +18,9 @@ __all__ = ["Cache", "Decoder"]
 
 #: The keys and values of all layers, `[layers, batch, slots, heads, features]` each, by position.
 Cache = KeysAndValues
+
+#: The residual stream `[batch, time, features]`, as it was.
+Keep = Callable[[Array], Array]
 
 #: Up to so many layers the scan is unrolled: it compiles as fast, and XLA fuses across layers.
 _UNROLLED = 4
@@ -56,10 +60,15 @@ class Decoder(nnx.Module):
         """The head's matrix, one row a token; the embedding table itself where the two are tied."""
         return self.head[...]
 
-    def __call__(self, tokens: Int[Array, "*batch time"]) -> Float[Array, "*batch time features"]:
-        """The hidden state after each token, which predicts the next one; no later token enters it."""
+    def __call__(
+        self, tokens: Int[Array, "*batch time"], *, keep: Keep = lambda x: x
+    ) -> Float[Array, "*batch time features"]:
+        """The hidden state after each token, which predicts the next one; no later token enters it.
+
+        `keep` is applied to the stream before every block: on a mesh, it says how it is spread there.
+        """
         rows = tokens.reshape(-1, tokens.shape[-1])
-        hidden, _ = self._through(rows, jnp.arange(rows.shape[1])[None], None)
+        hidden, _ = self._through(rows, jnp.arange(rows.shape[1])[None], None, keep)
         return hidden.reshape(*tokens.shape, -1)
 
     def continued(
@@ -73,7 +82,7 @@ class Decoder(nnx.Module):
         return self._through(tokens, positions, cache)
 
     def _through(
-        self, tokens: Int[Array, "B T"], positions: Int[Array, "#B T"], cache: Cache | None
+        self, tokens: Int[Array, "B T"], positions: Int[Array, "#B T"], cache: Cache | None, keep: Keep = lambda x: x
     ) -> tuple[Float[Array, "B T D"], Any]:
         config, slots = self.config, tokens.shape[1] if cache is None else cache.keys.shape[2]
         if config.learned_positions is not None and slots > config.learned_positions:
@@ -81,7 +90,7 @@ class Decoder(nnx.Module):
                 f"there are {slots} positions, but this model has learned {config.learned_positions}. Shorten the text "
                 "(when sampling: the prompts or `max_new`)."
             )
-        x = self.embedding[tokens]
+        x = keep(self.embedding[tokens])
         if config.embedding_scale != 1:
             x = x * jnp.asarray(config.embedding_scale, x.dtype)
         if self.positions is not None:
@@ -93,7 +102,7 @@ class Decoder(nnx.Module):
             context = everywhere
             if near is not None:
                 context = jax.tree.map(lambda a, b: jnp.where(layer.windowed, b, a), everywhere, near)
-            return nnx.merge(graphdef, layer.params)(x, context, layer.cache)
+            return nnx.merge(graphdef, layer.params)(keep(x), context, layer.cache)
 
         layers = _Layer(params, jnp.asarray(config.windowed_layers), cache)
         unroll = config.layers if config.layers <= _UNROLLED else 1

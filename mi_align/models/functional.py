@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
-from mi_align.logprobs import token_logps
+from mi_align.logprobs import Layout, token_logps
 from mi_align.models.config import DecoderConfig
 from mi_align.models.decoder import Decoder
 
@@ -49,6 +49,7 @@ def response_logps(
     response_mask: Bool[Array, "*batch time"],
     *,
     implementation: str = "auto",
+    layout: Layout | None = None,
 ) -> Float[Array, "*batch time-1"]:
     """log π of each response token given all before it, in nats; 0 on prompt and padding.
 
@@ -58,13 +59,15 @@ def response_logps(
       tokens: prompt, response and padding, `[..., time]`.
       response_mask: True on the response's tokens, `[..., time]`.
       implementation: the way to the log-probabilities, as in `logprobs.token_logps`.
+      layout: how tokens and the vocabulary are spread over a mesh, as there.
 
     Returns:
       `[..., time − 1]`: entry t belongs to token t + 1, as nothing predicts the first token. The matching mask is
       `response_mask[..., 1:]`.
     """
     model = nnx.merge(graphdef, params)
-    hidden = model(tokens[..., :-1])
+    keep = (lambda x: x) if layout is None else functools.partial(_spread_over, layout)
+    hidden = model(tokens[..., :-1], keep=keep)
     targets, where = tokens[..., 1:], response_mask[..., 1:]
     return token_logps(
         hidden,
@@ -73,7 +76,14 @@ def response_logps(
         where=where,
         soft_cap=model.config.logit_soft_cap,
         implementation=implementation,
+        layout=layout,
     )
+
+
+def _spread_over(layout: Layout, x: Float[Array, "batch time features"]) -> Float[Array, "batch time features"]:
+    """The stream with its examples over the axes of tokens; left to itself the compiler may follow the parameters."""
+    spec = jax.sharding.PartitionSpec(layout.tokens)
+    return jax.lax.with_sharding_constraint(x, jax.sharding.NamedSharding(layout.mesh, spec))
 
 
 def cast(params: Params, dtype: jnp.dtype) -> Params:

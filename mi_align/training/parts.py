@@ -14,8 +14,9 @@ Params = Any  # a pytree of arrays
 
 def path_of(keys: tuple[Any, ...]) -> str:
     """A leaf's path as JAX gives it, joined by dots: `blocks.attention.query.kernel`."""
-    names = (next((getattr(k, a) for a in ("key", "name", "idx") if hasattr(k, a)), k) for k in keys)
-    return ".".join(str(name) for name in names if str(name) != "value")
+    if isinstance(keys[-1], jax.tree_util.GetAttrKey) and keys[-1].name == "value":  # inside a variable of Flax
+        keys = keys[:-1]
+    return ".".join(str(next((getattr(k, a) for a in ("key", "name", "idx") if hasattr(k, a)), k)) for k in keys)
 
 
 def partition(params: Params, trained: Callable[[str], bool]) -> tuple[Params, Params]:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 
 from mi_align.data import PreferenceBatch, batch_indices, save_byte_tokenizer, take
 from mi_align.models import Pretrained, save_pretrained
@@ -27,6 +28,7 @@ from mi_align.training.parts import join, partition
 from mi_align.training.reference_cache import cached_reference
 from mi_align.training.scoring import TokenLogps, scorer
 from mi_align.training.settings import to_mapping
+from mi_align.training.sharding import head_layout, make_mesh, place, shardings
 from mi_align.training.state import Params, TrainState, follow_policy, init_state
 from mi_align.training.step import Step, train_step
 
@@ -205,7 +207,9 @@ class _Journal:
 def _program(config: RunConfig, inputs: Inputs, steps: int, output: Path, tick: Callable[[float], None]) -> _Program:
     optimiser = make_optimiser(config.optimiser, steps)
     model, method = inputs.model, inputs.method
-    score = scorer(model.graphdef)
+    mesh = _mesh(config)
+    layout = None if mesh is None else head_layout(mesh, model.config.vocab_size, model.config.width)
+    score = scorer(model.graphdef, layout=layout)
     wanted = config.model.trained
     params, frozen = model.params, None
     if wanted:
@@ -223,17 +227,35 @@ def _program(config: RunConfig, inputs: Inputs, steps: int, output: Path, tick: 
             return supervised(params, batch[0])
     else:
         loss = preference_loss(score, method, live=score if live else None)
-    scores = _reference_scores(config, inputs, score, output, tick) if needs and not live else [None, None]
-    state = init_state(_owned(params), optimiser, frozen=_owned(frozen), reference=reference)
+    scores = _reference_scores(config, inputs, score, output, mesh, tick) if needs and not live else [None, None]
+    begin = functools.partial(init_state, optimiser=optimiser)
+    state = _spread(begin, mesh, _owned(params), frozen=_owned(frozen), reference=reference)
     step = train_step(loss, optimiser, micro_batches=config.micro_batches, follow=follow)
+    # Without being told, the compiler may lay the new state out otherwise, and the second step would compile again.
+    out = None if mesh is None else (shardings(state, mesh), None)
     return _Program(
-        step=jax.jit(step, donate_argnums=0),
+        step=jax.jit(step, donate_argnums=0, out_shardings=out),
         evaluate=jax.jit(functools.partial(_evaluate, loss)),
         state=state,
-        train=functools.partial(_batch, inputs.train, scores[0], config),
-        evaluation=functools.partial(_evaluation, inputs.evaluation, scores[1], config),
+        train=lambda n: place(_batch(inputs.train, scores[0], config, n), mesh),
+        evaluation=lambda: (place(batch, mesh) for batch in _evaluation(inputs.evaluation, scores[1], config)),
         rate=rate_schedule(config.optimiser, steps),
     )
+
+
+def _mesh(config: RunConfig) -> Mesh | None:
+    """The mesh of the configuration; None for one device."""
+    mesh = make_mesh(data=config.data_parallel, fsdp=config.fsdp, tensor=config.tensor)
+    return None if mesh.size == 1 else mesh
+
+
+def _spread(begin: Callable[..., TrainState], mesh: Mesh | None, params: Params, **parts: Params) -> TrainState:
+    """The first state, every part of it made where it stays."""
+    if mesh is None:
+        return begin(params, **parts)
+    given = jax.device_put((params, parts), shardings((params, parts), mesh))
+    shapes = jax.eval_shape(lambda given: begin(given[0], **given[1]), given)
+    return jax.jit(lambda given: begin(given[0], **given[1]), out_shardings=shardings(shapes, mesh))(given)
 
 
 def _owned(params: Params) -> Params:
@@ -242,11 +264,22 @@ def _owned(params: Params) -> Params:
 
 
 def _reference_scores(
-    config: RunConfig, inputs: Inputs, score: TokenLogps, output: Path, tick: Callable[[float], None]
+    config: RunConfig,
+    inputs: Inputs,
+    score: TokenLogps,
+    output: Path,
+    mesh: Mesh | None,
+    tick: Callable[[float], None],
 ) -> list[np.ndarray | None]:
     """The reference's log-probabilities of training and evaluation data, from the cache or made now."""
     found: list[np.ndarray | None] = []
-    compiled = jax.jit(score)
+    params = inputs.model.params
+    params = params if mesh is None else jax.device_put(params, shardings(params, mesh))
+    program = jax.jit(score)
+
+    def compiled(params: Params, batch: PreferenceBatch) -> jax.Array:
+        return program(params, place(batch, mesh))
+
     rules = {"soft_cap": inputs.model.config.logit_soft_cap, "jax": jax.__version__, "device": jax.default_backend()}
     for data in (inputs.train, inputs.evaluation):
         if data is None:
@@ -254,9 +287,7 @@ def _reference_scores(
             continue
         size = config.batch // config.micro_batches
         found.append(
-            cached_reference(
-                compiled, inputs.model.params, data, batch=size, folder=output / "reference", rules=rules, tick=tick
-            )
+            cached_reference(compiled, params, data, batch=size, folder=output / "reference", rules=rules, tick=tick)
         )
     return found
 

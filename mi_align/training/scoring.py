@@ -11,6 +11,7 @@ from jaxtyping import Array, Float
 
 from mi_align.critics.candidates import Candidates
 from mi_align.data import PreferenceBatch
+from mi_align.logprobs import Layout
 from mi_align.models import Decoder, response_logps
 from mi_align.training.state import Params
 
@@ -20,12 +21,15 @@ __all__ = ["TokenLogps", "candidates", "scorer"]
 TokenLogps = Callable[[Params, PreferenceBatch], Float[Array, "batch candidates time-1"]]
 
 
-def scorer(graphdef: nnx.GraphDef[Decoder], *, implementation: str = "auto") -> TokenLogps:
+def scorer(
+    graphdef: nnx.GraphDef[Decoder], *, implementation: str = "auto", layout: Layout | None = None
+) -> TokenLogps:
     """The function that scores a batch, for the policy and for its reference alike.
 
     Args:
       graphdef: the decoder's structure.
       implementation: the way to the log-probabilities, as in `logprobs.token_logps`.
+      layout: how tokens and the vocabulary are spread over a mesh, as there.
 
     It is rematerialised as a whole. A forward pass that also stores what its backward pass will need is fused, and so
     rounded, differently from one that does not: without this, the first step's margins were 5e-7 in float32 and 0.03
@@ -35,7 +39,7 @@ def scorer(graphdef: nnx.GraphDef[Decoder], *, implementation: str = "auto") -> 
     @jax.checkpoint
     def logps(params: Params, batch: PreferenceBatch) -> Float[Array, "batch candidates time-1"]:
         tokens, mask = jnp.asarray(batch.tokens), jnp.asarray(batch.response_mask)
-        return response_logps(graphdef, params, tokens, mask, implementation=implementation)
+        return response_logps(graphdef, params, tokens, mask, implementation=implementation, layout=layout)
 
     return logps
 
