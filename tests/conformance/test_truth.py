@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import jax
 import numpy as np
 import pytest
 
@@ -81,6 +82,15 @@ def test_what_is_under_a_mask_changes_nothing_and_gets_no_derivative(name: str, 
         np.testing.assert_equal(dirty, clean)
     for derivative in c.result[1:]:
         assert not any(derivative[n][~where].any() for n in hidden if n in derivative)
+
+
+@every_list
+def test_no_mask_is_a_mask_that_keeps_everything(name: str) -> None:
+    c = case(name)
+    everything = {**c.arguments, "where": np.ones_like(c.arguments["where"])}
+    bare = {n: x for n, x in c.arguments.items() if n != "where"}
+    for came, wanted in zip(jax.tree.leaves(c.run(bare)), jax.tree.leaves(c.run(everything)), strict=True):
+        np.testing.assert_allclose(came, wanted, rtol=1e-12, atol=1e-12 * np.abs(wanted).max())
 
 
 @every_list

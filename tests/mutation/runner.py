@@ -35,17 +35,19 @@ _TRL = "tests/conformance/test_trl_formulas.py"
 _VARIATIONAL = "tests/test_variational.py"
 _POLICY_GRADIENT = "tests/test_policy_gradient.py"
 
+_EDGES = "tests/test_objective_edges.py"
+
 _REWARDED = ("policy_gradient", "group", "ratio", "advantages", "kl")
 
 #: Which tests answer for which module; pytest stops at the first that fails, so the likeliest come first.
 TESTS = {
-    "elementary": [_TRUTH, _VARIATIONAL, _POLICY_GRADIENT],
+    "elementary": [_TRUTH, _VARIATIONAL, _POLICY_GRADIENT, "tests/test_critics.py"],
     "numerics": [_TRUTH, _VARIATIONAL, _POLICY_GRADIENT],
-    **{f"objectives/{name}": [_TRUTH, _TRL] for name in ("pairwise", "anchored", "order", "unpaired")},
-    **{f"objectives/{name}": [_TRUTH, _TRL] for name in ("contrastive", "generalised", "ranking", "weighted")},
-    **{f"objectives/{name}": [_VARIATIONAL, _TRUTH] for name in ("variational", "mine", "baselines")},
-    **{f"objectives/{name}": [_POLICY_GRADIENT, _TRUTH] for name in _REWARDED},
-    "critics/policy": ["tests/test_critics.py", _TRL, "tests/test_methods.py"],
+    **{f"objectives/{name}": [_TRUTH, _TRL, _EDGES] for name in ("pairwise", "anchored", "order", "unpaired")},
+    **{f"objectives/{name}": [_TRUTH, _TRL, _EDGES] for name in ("contrastive", "generalised", "ranking", "weighted")},
+    **{f"objectives/{name}": [_VARIATIONAL, _TRUTH, _EDGES] for name in ("variational", "mine", "baselines")},
+    **{f"objectives/{name}": [_POLICY_GRADIENT, _TRUTH, _EDGES] for name in _REWARDED},
+    "critics/policy": ["tests/test_critics.py", _TRL, "tests/test_methods.py", _EDGES],
     "estimation/pass_at_k": ["tests/test_pass_at_k.py"],
 }
 
