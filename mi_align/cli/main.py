@@ -11,6 +11,8 @@ from typing import Any
 import tyro
 
 from mi_align.cli.bench import Bench
+from mi_align.cli.generate import Generate
+from mi_align.cli.plot import Plot
 from mi_align.cli.reproduce import Reproduce
 from mi_align.cli.train import Sft, Train
 from mi_align.cli.verify import Verify
@@ -24,6 +26,8 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "bench": Bench,
     "train": Train,
     "sft": Sft,
+    "generate": Generate,
+    "plot": Plot,
 }
 
 

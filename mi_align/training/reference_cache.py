@@ -68,7 +68,8 @@ def cached_reference(
       logps: from `scorer`, compiled.
       params: the reference's.
       data: everything that is to be scored.
-      batch: examples at a time. As many as in training, and what is read here equals a live reference bit for bit.
+      batch: examples at a time. As many as in training, and what is read here equals a live reference but for the last
+        bit of a few tokens: the compiler fuses, and so rounds, another program otherwise.
       folder: of the cache.
       rules: what else the numbers depend on, of JSON's types; part of the key.
       tick: is told which share has been scored.

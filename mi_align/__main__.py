@@ -1,0 +1,5 @@
+"""`python -m mi_align` is the `mi-align` program."""
+
+from mi_align.cli.main import run
+
+run()
