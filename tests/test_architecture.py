@@ -33,6 +33,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "reproduction": {*_LEARNING, "equivalences", "estimation"},
     "benchmark": {*_METHODS, "logprobs", "equivalences", "plugins"},
     "cli": {*_LEARNING, "benchmark", "equivalences", "estimation", "reproduction"},
+    "__main__": {"cli"},
 }
 #: What `import mi_align` gives, by the room it comes from.
 TOP_LEVEL = {"METHODS": "methods", "Method": "methods", "Candidates": "critics"}

@@ -10,6 +10,8 @@ import pytest
 
 from mi_align import critics
 from mi_align.critics import Candidates
+from mi_align.elementary import log1mexp
+from mi_align.numerics import log_sum_exp
 from mi_align.objectives import (
     cispo_loss,
     discopop_loss,
@@ -91,3 +93,17 @@ def test_cispo_pulls_by_the_ratio_times_the_advantage_whatever_that_is(advantage
     slope = jax.grad(lambda x: cispo_loss(x, old, jnp.array([advantage]), ratio_cap=1.1).value())(logp)
     wanted = -np.minimum(np.exp([0.2, -0.6]), 1.1) * advantage / 2
     np.testing.assert_allclose(slope[0], wanted, rtol=1e-6)
+
+
+def test_a_masked_log_sum_exp_is_that_of_what_is_kept() -> None:
+    x, where = jnp.array([1.0, jnp.inf, -2.0, jnp.nan]), jnp.array([True, False, True, False])
+    assert float(log_sum_exp(x, where)) == pytest.approx(np.logaddexp(1.0, -2.0), rel=1e-6)
+    np.testing.assert_allclose(jax.grad(log_sum_exp)(x, where), [0.95257413, 0, 0.04742587, 0], rtol=1e-6)
+    assert float(log_sum_exp(x, jnp.zeros(4, bool))) == -np.inf
+
+
+@pytest.mark.parametrize("x", [-1e-7, -1e-3, -0.5, -0.7, -3.0, -30.0, -80.0])
+def test_log1mexp_has_full_precision_on_both_sides(x: float) -> None:
+    with mpmath.workdps(60):
+        wanted = float(mpmath.log(1 - mpmath.exp(mpmath.mpf(float(np.float32(x))))))
+    assert float(log1mexp(jnp.float32(x))) == pytest.approx(wanted, rel=4 * 2**-23)

@@ -41,8 +41,8 @@ _REWARDED = ("policy_gradient", "group", "ratio", "advantages", "kl")
 
 #: Which tests answer for which module; pytest stops at the first that fails, so the likeliest come first.
 TESTS = {
-    "elementary": [_TRUTH, _VARIATIONAL, _POLICY_GRADIENT, "tests/test_critics.py"],
-    "numerics": [_TRUTH, _VARIATIONAL, _POLICY_GRADIENT],
+    "elementary": [_TRUTH, _VARIATIONAL, _POLICY_GRADIENT, "tests/test_critics.py", _EDGES],
+    "numerics": [_TRUTH, _VARIATIONAL, _POLICY_GRADIENT, _EDGES],
     **{f"objectives/{name}": [_TRUTH, _TRL, _EDGES] for name in ("pairwise", "anchored", "order", "unpaired")},
     **{f"objectives/{name}": [_TRUTH, _TRL, _EDGES] for name in ("contrastive", "generalised", "ranking", "weighted")},
     **{f"objectives/{name}": [_VARIATIONAL, _TRUTH, _EDGES] for name in ("variational", "mine", "baselines")},
