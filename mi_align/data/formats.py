@@ -53,7 +53,8 @@ def read_rows(
     preferences = []
     for number, row in enumerate(rows, start=1):
         try:
-            preferences.append(_checked(read(row if chat is None else _as_text(row, chat))))
+            text = row if chat is None else _as_text(row, chat)
+            preferences.append(_checked((read if text is row else _layout(set(text), source))(text)))
         except ValueError as error:
             fault = f"{source}, row {number}: {error}"
             if on_fault is None:
