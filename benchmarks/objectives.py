@@ -4,14 +4,16 @@
     python benchmarks/objectives.py --quick           10⁴ and 10⁶ scores, no torch.compile
     python benchmarks/objectives.py --only nca_loss --sizes 1e7
 
-Bytes are the fewest that must move: `value` reads every score and writes one loss an example; `gradient` (value and
-gradient of the mean loss) reads every score and writes as many derivatives. A share of 1 means as fast as a copy of as
-many bytes in the same runtime, timed between the others.
+Bytes are the fewest that must move, four a number: `value` reads every input and writes a loss an example; `gradient`
+(value and gradient of the mean loss) reads every input and writes a derivative for each that has one. A share of 1 is
+as fast as a copy of as many bytes in the same runtime, timed between the others.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import functools
 import importlib.util
 import math
 from collections.abc import Callable
@@ -21,7 +23,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from objective_cases import CASES, WIDE, Case
+from objective_case import JAX, NUMPY, Case, Namespace, torch_namespace
+from objective_cases import CASES, WIDE
 
 from mi_align.benchmark import harness
 
@@ -38,37 +41,43 @@ def torch_modules() -> tuple[Any, Any] | None:
     return torch, torch.nn.functional
 
 
-def scores_for(case: Case, n: int) -> list[np.ndarray]:
-    """Fresh float32 scores on the scale of implicit rewards."""
-    rng = np.random.default_rng(n)
-    return [3 * rng.standard_normal(shape, np.float32) for shape in case.shapes(n)]
+def arrays_for(case: Case, n: int) -> list[np.ndarray]:
+    """Fresh inputs of about n floats."""
+    return list(case.inputs(n, np.random.default_rng(n)))
 
 
-def jax_runs(f: Callable[..., Any], arrays: list[np.ndarray]) -> dict[str, Callable[[], Any]]:
-    """Value, and value with gradient, as blocking calls."""
-    inputs = [jnp.asarray(a) for a in arrays]
+def varied(case: Case, arrays: list[np.ndarray]) -> tuple[int, ...]:
+    """Positions of the inputs that have a derivative."""
+    return tuple(i for i in range(len(arrays)) if i not in case.held)
+
+
+def jax_runs(f: Callable[..., Any], case: Case, arrays: list[np.ndarray]) -> dict[str, Callable[[], Any]]:
+    """Value, and where something has a derivative value with gradient, as blocking calls."""
+    inputs, free = [jnp.asarray(a) for a in arrays], varied(case, arrays)
     value = jax.jit(f)
-    gradient = jax.jit(jax.value_and_grad(lambda *x: f(*x).mean(), argnums=tuple(range(len(inputs)))))
-    return {
-        "value": lambda: jax.block_until_ready(value(*inputs)),
-        "gradient": lambda: jax.block_until_ready(gradient(*inputs)),
-    }
+    runs = {"value": lambda: jax.block_until_ready(value(*inputs))}
+    if free:
+        gradient = jax.jit(jax.value_and_grad(lambda *x: f(*x).mean(), argnums=free))
+        runs["gradient"] = lambda: jax.block_until_ready(gradient(*inputs))
+    return runs
 
 
-def torch_runs(torch: Any, f: Callable[..., Any], arrays: list[np.ndarray]) -> dict[str, Callable[[], Any]]:
+def torch_runs(torch: Any, f: Callable[..., Any], case: Case, arrays: list[np.ndarray]) -> dict[str, Callable[[], Any]]:
     """The same in torch."""
+    free = varied(case, arrays)
     frozen = [torch.from_numpy(a) for a in arrays]
-    leaves = [torch.from_numpy(a).requires_grad_() for a in arrays]
+    given = [torch.from_numpy(a).requires_grad_(i in free) for i, a in enumerate(arrays)]
+    leaves = [given[i] for i in free]
 
     def value() -> Any:
         with torch.no_grad():
             return f(*frozen)
 
     def gradient() -> Any:
-        loss = f(*leaves).mean()
+        loss = f(*given).mean()
         return loss.detach(), torch.autograd.grad(loss, leaves)
 
-    return {"value": value, "gradient": gradient}
+    return {"value": value, "gradient": gradient} if free else {"value": value}
 
 
 def copy_run(n: int) -> Callable[[], Any]:
@@ -78,54 +87,82 @@ def copy_run(n: int) -> Callable[[], Any]:
     return lambda: jax.block_until_ready(scaled(x))
 
 
+def replaying() -> tuple[Namespace, Callable[[], None]]:
+    """NumPy, in which what a formula holds constant stays what it was in the first call; and how a call begins."""
+    kept: list[Any] = []
+    place = iter(())
+
+    def hold(x: Any) -> Any:
+        found = next(place, None)
+        if found is None:
+            kept.append(x)
+        return x if found is None else found
+
+    def begin() -> None:
+        nonlocal place
+        place = iter(tuple(kept))
+
+    return dataclasses.replace(NUMPY, hold=hold), begin
+
+
 def is_right(case: Case, runs: dict[str, Callable[[], Any]], arrays: list[np.ndarray]) -> bool:
     """Whether value and gradient agree with the float64 formula; derivatives are spot-checked by differences."""
-    exact = [a.astype(np.float64) for a in arrays]
-    wanted = case.reference(*exact)
+    exact = [a.astype(np.float64) if a.dtype.kind == "f" else a for a in arrays]
+    numpy, begin = replaying()
+
+    def formula(given: list[np.ndarray]) -> np.ndarray:
+        begin()
+        return np.asarray(case.formula(numpy, *given))
+
+    wanted = formula(exact)
     came = np.asarray(runs["value"]())
-    if not np.all(np.abs(came.reshape(np.shape(wanted)) - wanted) <= GATE * (1 + np.abs(wanted))):
+    if not np.all(np.abs(came.reshape(wanted.shape) - wanted) <= GATE * (1 + np.abs(wanted))):
         return False
+    if "gradient" not in runs:
+        return True
     mean, gradients = runs["gradient"]()
-    size, step = max(np.size(wanted), 1), 1e-4
+    step = 1e-4
     if abs(float(mean) - wanted.mean()) > GATE * (1 + abs(wanted.mean())):
         return False
-    for position, gradient in enumerate(gradients):
+    for position, gradient in zip(varied(case, arrays), gradients, strict=True):
         index = tuple(np.unravel_index(exact[position].size // 3, exact[position].shape))
         up, down = [[a.copy() for a in exact] for _ in range(2)]
         up[position][index] += step
         down[position][index] -= step
-        slope = (case.reference(*up).sum() - case.reference(*down).sum()) / (2 * step)
-        if abs(float(np.asarray(gradient)[index]) * size - slope) > 1e-4 * (1 + abs(slope)):
+        slope = (formula(up) - formula(down)).sum() / (2 * step)  # entry by entry first: sums would cancel
+        if abs(float(np.asarray(gradient)[index]) * wanted.size - slope) > 1e-4 * (1 + abs(slope)):
             return False
     return True
 
 
 def candidates_for(case: Case, arrays: list[np.ndarray], *, compile_torch: bool) -> dict[str, dict[str, Any]]:
     """Every implementation of a case: ours first."""
-    runs = {"mi_align": jax_runs(case.ours, arrays), "by hand": jax_runs(case.by_hand, arrays)}
-    runs |= {name: jax_runs(peer, arrays) for name, peer in case.peers.items()}
+    by_hand = functools.partial(case.formula, JAX)
+    runs = {"mi_align": jax_runs(case.ours, case, arrays), "by hand": jax_runs(by_hand, case, arrays)}
+    runs |= {name: jax_runs(peer, case, arrays) for name, peer in case.peers.items()}
     modules = torch_modules()
-    if modules and case.torch:
-        formula = case.torch(*modules)
-        runs["torch"] = torch_runs(modules[0], formula, arrays)
+    if modules:
+        formula = case.torch(*modules) if case.torch else functools.partial(case.formula, torch_namespace())
+        runs["torch"] = torch_runs(modules[0], formula, case, arrays)
         if compile_torch:
             modules[0]._dynamo.reset()  # or it stops compiling after eight shapes of one formula, and runs eagerly
-            runs["torch.compile"] = torch_runs(modules[0], modules[0].compile(formula, dynamic=False), arrays)
+            runs["torch.compile"] = torch_runs(modules[0], modules[0].compile(formula, dynamic=False), case, arrays)
     return runs
 
 
 def measure(case: Case, n: int, *, budget: float, compile_torch: bool) -> list[dict[str, Any]]:
     """One row for each implementation and pass of a case at one size."""
-    small = scores_for(case, min(n, 16_384))
+    small = arrays_for(case, min(n, 16_384))
     right = {
         name: is_right(case, runs, small) for name, runs in candidates_for(case, small, compile_torch=False).items()
     }
-    arrays = scores_for(case, n)
+    arrays = arrays_for(case, n)
     runs = candidates_for(case, arrays, compile_torch=compile_torch)
     read = sum(a.size for a in arrays)
     rows = []
-    for which in ("value", "gradient"):
-        written = np.size(np.asarray(runs["mi_align"]["value"]())) if which == "value" else read
+    for which in runs["mi_align"]:
+        free = sum(arrays[i].size for i in varied(case, arrays))
+        written = np.size(np.asarray(runs["mi_align"]["value"]())) if which == "value" else free
         copied = copy_run(read + written)
         samples = harness.seconds_of({"copy": copied, **{k: r[which] for k, r in runs.items()}}, budget=budget)
         copy = harness.median(samples["copy"])
@@ -185,7 +222,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help="write into this folder instead")
     options = parser.parse_args()
     sizes = options.sizes or ([1e4, 1e6] if options.quick else [1e4, 1e5, 1e6, 1e7, 1e8])
-    work = [(case, int(n)) for n in sizes for case in CASES if case.elementwise or n < 6.4e7]
+    work = [(case, int(n)) for n in sizes for case in CASES if n <= case.largest]
     work += [(WIDE, 64_000_000)] if max(sizes) >= 6.4e7 else []
     work = [(case, n) for case, n in work if options.only in case.name]
     if not work:
