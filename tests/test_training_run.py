@@ -58,7 +58,13 @@ def _one_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mi_align.training.run._mesh", lambda config: None)
 
 
-@pytest.mark.parametrize(("method", "reference"), [("dpo", "cached"), ("mio", "live"), ("sft", "cached")])
+@pytest.mark.parametrize(
+    ("method", "reference"),
+    [
+        ("dpo", "cached"),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in [("mio", "live"), ("sft", "cached")]),
+    ],
+)
 def test_a_run_that_was_stopped_goes_on_bit_for_bit(method: str, reference: str, pairs: str, tmp_path: Path) -> None:
     more = [f"method={method}", f"reference={reference}"]
     whole, parted = tmp_path / "whole", tmp_path / "parted"
