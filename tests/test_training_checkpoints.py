@@ -15,7 +15,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from mi_align.models import DecoderConfig, init_decoder
 from mi_align.training import TrainState, init_state, partition
-from mi_align.training.checkpoints import Checkpoints, stopping
+from mi_align.training.checkpoints import Best, Checkpoints, stopping
 
 CONFIG = DecoderConfig(vocab_size=31, width=16, layers=2, heads=2)
 OPTIMISER = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
@@ -107,3 +107,16 @@ def test_the_first_signal_asks_and_the_second_acts(which: signal.Signals) -> Non
         assert len(seen) == 2
     finally:
         signal.signal(which, before)
+
+
+@pytest.mark.parametrize(("highest", "stay", "best"), [(False, [2, 5, 6], 5), (True, [1, 4, 6], 1)])
+def test_the_best_ones_stay_beside_the_last(highest: bool, stay: list[int], best: int, tmp_path: Path) -> None:
+    kept = Best(2, "eval/loss", highest=highest)
+    with Checkpoints(tmp_path, keep=1, best=kept) as checkpoints:
+        assert checkpoints.best_step() is None
+        for step, loss in enumerate((0.9, 0.3, 0.5, 0.7, 0.2), start=1):
+            checkpoints.save(state(at=step), {}, {"eval/loss": loss, "loss": -loss})
+        checkpoints.save(state(at=6), {}, {"eval/loss": float("nan")})  # no number: it counts for none
+    with Checkpoints(tmp_path, keep=1, best=kept) as checkpoints:
+        assert checkpoints.steps() == stay
+        assert checkpoints.best_step() == best

@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return int(stopped.code or 0)
     try:
         return int(command.run())
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, ModuleNotFoundError) as error:
         print(f"mi-align: {error}", file=sys.stderr)
         return 2
     except FloatingPointError as error:

@@ -34,10 +34,12 @@ class Train:
     """Go on from the last checkpoint in `output`: bit for bit as if the run had not been interrupted."""
     dry_run: bool = False
     """Read everything, print the settings, the counts and the memory that a compiled step needs, and train nothing."""
+    several_hosts: bool = False
+    """This is one process of several, each started with the same command: see docs/training.md."""
 
     def run(self) -> int:
         """Load, train, tell."""
-        return train(self.settings, resume=self.resume, dry_run=self.dry_run)
+        return train(self.settings, resume=self.resume, dry_run=self.dry_run, several_hosts=self.several_hosts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,16 +52,20 @@ class Sft:
     """Go on from the last checkpoint in `output`."""
     dry_run: bool = False
     """As for `train`."""
+    several_hosts: bool = False
+    """As for `train`."""
 
     def run(self) -> int:
         """Load, train, tell."""
-        return train((*self.settings, "method=sft", "hyper={}"), resume=self.resume, dry_run=self.dry_run)
+        settings = (*self.settings, "method=sft", "hyper={}")
+        return train(settings, resume=self.resume, dry_run=self.dry_run, several_hosts=self.several_hosts)
 
 
-def train(settings: tuple[str, ...], *, resume: bool, dry_run: bool) -> int:
+def train(settings: tuple[str, ...], *, resume: bool, dry_run: bool, several_hosts: bool = False) -> int:
     """What both commands do."""
     from rich.console import Console
 
+    from mi_align.training import hosts
     from mi_align.training.checkpoints import stopping
     from mi_align.training.config import RunConfig
     from mi_align.training.inputs import load_inputs
@@ -68,7 +74,9 @@ def train(settings: tuple[str, ...], *, resume: bool, dry_run: bool) -> int:
 
     file = settings[0] if settings and "=" not in settings[0] else None
     config = load(RunConfig, file, settings[1:] if file else settings)
-    console = Console(highlight=False, soft_wrap=True)
+    if several_hosts:
+        hosts.connect()
+    console = Console(highlight=False, soft_wrap=True, quiet=not hosts.is_first())
     inputs = load_inputs(config)
     steps = total_steps(config, len(inputs.train.tokens))
     _tell(console, config, inputs, steps)
@@ -103,7 +111,9 @@ def _tell(console: Console, config: RunConfig, inputs: Inputs, steps: int) -> No
 
 def _list_faults(config: RunConfig, inputs: Inputs) -> None:
     """Every row that was left out, in a file: nothing is dropped silently."""
-    if inputs.faults:
+    from mi_align.training.hosts import is_first
+
+    if inputs.faults and is_first():
         Path(config.output).mkdir(parents=True, exist_ok=True)
         (Path(config.output) / "bad_rows.txt").write_text("\n".join(inputs.faults) + "\n", encoding="utf-8")
 

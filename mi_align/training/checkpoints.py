@@ -1,9 +1,11 @@
-"""Checkpoints with Orbax: written beside the training, whole or not at all, the last few kept."""
+"""Checkpoints with Orbax: written beside the training, whole or not at all; the last few and the best few kept."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import logging
+import math
 import signal
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,7 +18,22 @@ import jax.numpy as jnp
 from mi_align.training.parts import path_of
 from mi_align.training.state import TrainState
 
-__all__ = ["Checkpoints", "Stop", "stopping"]
+__all__ = ["Best", "Checkpoints", "Stop", "stopping"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Best:
+    """Which checkpoints stay beside the last ones.
+
+    Attributes:
+      count: how many.
+      metric: by which number; a checkpoint that was saved without it counts for none.
+      highest: whether more is better.
+    """
+
+    count: int
+    metric: str
+    highest: bool = False
 
 
 class Checkpoints:
@@ -26,19 +43,21 @@ class Checkpoints:
     into a temporary folder that gets its name when it is complete: a run that is killed meanwhile loses that one alone.
     """
 
-    def __init__(self, folder: str | Path, *, keep: int = 2) -> None:
+    def __init__(self, folder: str | Path, *, keep: int = 2, best: Best | None = None) -> None:
         """Open a folder, or make it.
 
         Args:
           folder: of the checkpoints, one folder a step.
           keep: how many of the last ones stay.
+          best: which others do. Default: none.
         """
         import orbax.checkpoint as ocp
 
         for name in ("absl", "orbax"):
             logging.getLogger(name).setLevel(logging.ERROR)  # Orbax tells every step it takes
         self.folder = Path(folder).absolute()
-        options = ocp.CheckpointManagerOptions(max_to_keep=keep, create=True)
+        self._best = best
+        options = ocp.CheckpointManagerOptions(preservation_policy=_kept(keep, best), create=True)
         handlers = {"state": ocp.StandardCheckpointHandler(), "about": ocp.JsonCheckpointHandler()}
         self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
 
@@ -54,14 +73,30 @@ class Checkpoints:
         """The steps of which there is a whole checkpoint."""
         return sorted(self._manager.all_steps())
 
-    def save(self, state: TrainState, about: Mapping[str, Any]) -> None:
-        """Begin to write a checkpoint of `state`; `about` is kept with it. One of the same step stays as it is."""
+    def best_step(self) -> int | None:
+        """The step of the best checkpoint; None where none was saved with the metric."""
+        found = [(self._manager.metrics(step), step) for step in self.steps()]
+        measured = [(m[self._best.metric], step) for m, step in found if m] if self._best else []
+        if self._best is None or not measured:
+            return None
+        return (max if self._best.highest else min)(measured)[1]
+
+    def save(self, state: TrainState, about: Mapping[str, Any], numbers: Mapping[str, float] | None = None) -> None:
+        """Begin to write a checkpoint; one of the same step stays as it is.
+
+        Args:
+          state: all of it.
+          about: is kept with it; of JSON's types.
+          numbers: metrics of this state, among which that of `best` is looked for.
+        """
         import orbax.checkpoint as ocp
 
         step = int(state.step)
         if step not in self.steps():
             parts = {"state": ocp.args.StandardSave(_plain(state)), "about": ocp.args.JsonSave(dict(about))}
-            self._manager.save(step, args=ocp.args.Composite(**parts), force=True)
+            found = (numbers or {}).get(self._best.metric, math.nan) if self._best else math.nan
+            measured = {self._best.metric: float(found)} if self._best and math.isfinite(found) else None
+            self._manager.save(step, args=ocp.args.Composite(**parts), metrics=measured, force=True)
 
     def restore(self, like: TrainState, step: int | None = None) -> tuple[TrainState, dict[str, Any]]:
         """A state and what was said about it.
@@ -104,6 +139,21 @@ class Checkpoints:
                     f"the checkpoint {self.folder / str(step)} is that of another run: `{name}` is {there} there and "
                     f"{here} here. Give the settings with which it was written, or another `output`."
                 )
+
+
+def _kept(keep: int, best: Best | None) -> Any:
+    """Orbax's rule: of each checkpoint, whether it stays."""
+    from orbax.checkpoint.checkpoint_managers import AnyPreservationPolicy, BestN, LatestN
+
+    if best is None or best.count == 0:
+        return LatestN(keep)
+    policy = BestN(
+        get_metric_fn=lambda metrics: metrics[best.metric],
+        reverse=not best.highest,
+        n=best.count,
+        keep_checkpoints_without_metrics=False,
+    )
+    return AnyPreservationPolicy([LatestN(keep), policy])
 
 
 def _plain(state: TrainState) -> dict[str, Any]:

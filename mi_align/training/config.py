@@ -118,9 +118,13 @@ class RunConfig:
       follow_every: every so many steps a live reference moves towards the policy; 0: never.
       follow_decay: how much of itself the reference keeps when it moves, in [0, 1).
       log_every: steps between lines of metrics.
+      log_to: where metrics go beside `metrics.jsonl`.
       evaluate_every: steps between evaluations; 0: at the end only.
       save_every: steps between checkpoints; 0: at the end only.
       keep: how many of the last checkpoints stay.
+      keep_best: how many of the best ones stay beside them; a checkpoint is then made with each evaluation.
+      best_by: the metric that says which is best.
+      best_is: "lowest" or "highest".
       data_parallel, fsdp, tensor: axes of the mesh of devices; −1: what the others leave.
     """
 
@@ -139,9 +143,13 @@ class RunConfig:
     follow_every: int = 0
     follow_decay: float = 0.0
     log_every: int = 1
+    log_to: tuple[Literal["tensorboard", "wandb"], ...] = ()
     evaluate_every: int = 0
     save_every: int = 0
     keep: int = 2
+    keep_best: int = 0
+    best_by: str = "eval/loss"
+    best_is: Literal["lowest", "highest"] = "lowest"
     data_parallel: int = -1
     fsdp: int = 1
     tensor: int = 1

@@ -17,6 +17,7 @@ import numpy as np
 from jaxtyping import Float
 
 from mi_align.data import PreferenceBatch, take
+from mi_align.training.hosts import fetch, is_first, wait_for_all
 from mi_align.training.parts import Params, path_of
 from mi_align.training.scoring import TokenLogps
 
@@ -27,7 +28,7 @@ def fingerprint(tree: Any) -> str:
     """A hash of a pytree's arrays, their names, shapes and types."""
     digest = hashlib.sha256()
     for keys, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        array = np.asarray(leaf)
+        array = fetch(leaf)
         digest.update(f"{path_of(keys)} {array.dtype.name} {array.shape};".encode())
         digest.update(array.tobytes())
     return digest.hexdigest()
@@ -47,7 +48,7 @@ def score_all(
     for first in range(0, size, batch):
         # The last batch is filled up with the first examples: one program, and the rounding of training's own batches.
         part = take(data, np.arange(first, first + batch) % size)
-        parts.append(np.asarray(logps(params, part))[: size - first])
+        parts.append(fetch(logps(params, part))[: size - first])
         tick(min(first + batch, size) / size)
     return np.concatenate(parts)
 
@@ -80,12 +81,14 @@ def cached_reference(
     found = _read(path, (*data.tokens.shape[:-1], data.tokens.shape[-1] - 1))
     if found is not None:
         return found
+    wait_for_all(f"looked for {path.name}")  # before the first host writes it: all have to score, or none
     scores = score_all(logps, params, data, batch=batch, tick=tick)
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.part")
-    with partial.open("wb") as file:
-        np.save(file, scores)
-    partial.replace(path)  # whole or not at all
+    if is_first():
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(f".{os.getpid()}.part")
+        with partial.open("wb") as file:
+            np.save(file, scores)
+        partial.replace(path)  # whole or not at all
     return scores
 
 

@@ -18,9 +18,11 @@ from jax.sharding import Mesh
 
 from mi_align.data import PreferenceBatch, batch_indices, save_byte_tokenizer, take
 from mi_align.models import Pretrained, save_pretrained
-from mi_align.training.checkpoints import Checkpoints, Stop
+from mi_align.training.checkpoints import Best, Checkpoints, Stop
 from mi_align.training.config import RunConfig
+from mi_align.training.hosts import agree, fetch, is_first, wait_for_all
 from mi_align.training.inputs import Inputs
+from mi_align.training.journal import Journal, Report
 from mi_align.training.losses import preference_loss, supervised_loss
 from mi_align.training.metrics import Metrics, merge, summarise
 from mi_align.training.optimiser import make_optimiser, rate_schedule
@@ -28,14 +30,12 @@ from mi_align.training.parts import join, partition
 from mi_align.training.reference_cache import cached_reference
 from mi_align.training.scoring import TokenLogps, scorer
 from mi_align.training.settings import to_mapping
-from mi_align.training.sharding import head_layout, make_mesh, place, shardings
+from mi_align.training.sharding import head_layout, make_mesh, place, put, shardings
 from mi_align.training.state import Params, TrainState, follow_policy, init_state
 from mi_align.training.step import Step, train_step
 
 __all__ = ["Outcome", "Report", "memory_of_step", "run_training", "total_steps"]
 
-#: (step, numbers by name) -> shown; called for every line of metrics.
-Report = Callable[[int, dict[str, float]], None]
 #: What a step takes: examples, and the reference's scores of them.
 Batch = tuple[PreferenceBatch, np.ndarray | None]
 
@@ -106,18 +106,26 @@ def run_training(
         raise FileExistsError(f"{output} holds a run already. Pass --resume to go on with it, or another `output`.")
     if resume and not checkpoints_folder.is_dir():
         raise FileNotFoundError(f"{output} has no checkpoint to resume from.")
-    output.mkdir(parents=True, exist_ok=True)
-    _write_settings(output, config)
+    if config.keep_best and inputs.evaluation is None and config.best_by.startswith("eval/"):
+        raise ValueError(
+            f"`keep_best` looks at {config.best_by!r}, but there is no data to evaluate. Set `data.held_out` or "
+            "`data.evaluation`."
+        )
+    wait_for_all("looked at the folder")  # before the first host writes into it
+    if is_first():
+        output.mkdir(parents=True, exist_ok=True)
+        _write_settings(output, config)
     steps = total_steps(config, len(inputs.train.tokens))
     program = _program(config, inputs, steps, output, tick)
     stop = Stop() if stop is None else stop
-    with Checkpoints(checkpoints_folder, keep=config.keep) as checkpoints:
+    best = Best(config.keep_best, config.best_by, highest=config.best_is == "highest")
+    with Checkpoints(checkpoints_folder, keep=config.keep, best=best) as checkpoints:
         state = program.state
         if resume:
             state, _ = checkpoints.restore(state)
-            _forget_after(output / "metrics.jsonl", int(state.step))
-        with (output / "metrics.jsonl").open("a", encoding="utf-8") as lines:
-            journal = _Journal(lines, report)
+            if is_first():
+                _forget_after(output / "metrics.jsonl", int(state.step))
+        with Journal(output, report, sinks=config.log_to, settings=to_mapping(config)) as journal:
             state = _steps(config, program, state, steps, checkpoints, journal, stop)
     done = int(state.step)
     exported = _export(output, config, inputs, state) if done >= steps else None
@@ -130,78 +138,51 @@ def _steps(
     state: TrainState,
     steps: int,
     checkpoints: Checkpoints,
-    journal: _Journal,
+    journal: Journal,
     stop: Stop,
 ) -> TrainState:
     """Steps until all are made or the run is asked to end. Numbers are fetched one step late, so that nothing waits."""
-    first, waiting = int(state.step), None
+    first = int(state.step)
+    waiting: Callable[[], None] = _nothing
     journal.begin(first)
     if first == 0:
         journal.write(0, _evaluated(program, state))
     for n in range(first, steps):
         batch, done = program.train(n), n + 1
         state, metrics = program.step(state, batch)
-        if waiting is not None:
-            journal.write(*waiting)
-            waiting = None
+        waiting()
+        waiting = _nothing
         if done % config.log_every == 0 or done == steps:
-            about = {"rate": program.rate(n), "tokens": batch[0].tokens.size, "time": time.perf_counter()}
-            waiting = done, {"metrics": metrics, **about}
-        ends = stop.requested or done == steps
+            about = {"rate": program.rate(n), "tokens": batch[0].tokens.size, "ended": time.perf_counter()}
+            waiting = functools.partial(journal.step, done, metrics, **about)
+        ends = done == steps or _asked_to_end(stop, done)
         evaluates = done == steps or _due(done, config.evaluate_every)
-        saves = ends or _due(done, config.save_every)
-        if waiting is not None and (evaluates or saves):  # before a state is kept, its loss has been looked at
-            journal.write(*waiting)
-            waiting = None
+        saves = ends or _due(done, config.save_every) or (evaluates and config.keep_best > 0)
+        if evaluates or saves:  # before a state is kept, its loss has been looked at
+            waiting()
+            waiting = _nothing
+        numbers: dict[str, float] = {}
         if evaluates:
-            journal.write(done, _evaluated(program, state))
+            numbers = _evaluated(program, state)
+            journal.write(done, numbers)
         if saves:
-            checkpoints.save(state, {"settings": to_mapping(config)})
+            checkpoints.save(state, {"settings": to_mapping(config)}, numbers)
         if ends:
             break
     return state
+
+
+def _nothing() -> None:
+    """What waits to be written at first."""
 
 
 def _due(done: int, every: int) -> bool:
     return every > 0 and done % every == 0
 
 
-class _Journal:
-    """Lines of metrics: to the file, and to whoever watches."""
-
-    def __init__(self, lines: Any, report: Report) -> None:
-        self.last: dict[str, float] = {}
-        self._lines, self._report = lines, report
-        self._since, self._step = time.perf_counter(), 0
-
-    def begin(self, step: int) -> None:
-        """The clock starts."""
-        self._since, self._step = time.perf_counter(), step
-
-    def write(self, step: int, found: dict[str, Any]) -> None:
-        """One line; `found` holds metrics on the device, or numbers."""
-        if not found:
-            return
-        numbers = summarise(found["metrics"]) if "metrics" in found else dict(found)
-        if "metrics" in found:
-            each = (found["time"] - self._since) / max(step - self._step, 1)
-            numbers |= {
-                "learning_rate": float(found["rate"]),
-                "seconds_per_step": each,
-                "tokens_per_second": found["tokens"] / each,
-            }
-            self._since, self._step = found["time"], step
-        self.last |= numbers
-        # JSON has no NaN: a number that is none is written as null.
-        clean = {name: value if np.isfinite(value) else None for name, value in numbers.items()}
-        self._lines.write(json.dumps({"step": step, **clean}) + "\n")
-        self._lines.flush()
-        self._report(step, numbers)
-        if not np.isfinite(numbers.get("loss", 0.0)):
-            raise FloatingPointError(
-                f"the loss is {numbers['loss']} at step {step}. Lower `optimiser.rate`, or look at the data of this "
-                "step; the last checkpoint is as it was."
-            )
+def _asked_to_end(stop: Stop, done: int) -> bool:
+    """Several hosts ask each other now and then, not after each step: they wait for their devices to do so."""
+    return agree(stop.requested) if done % 8 == 0 or jax.process_count() == 1 else False
 
 
 def _program(config: RunConfig, inputs: Inputs, steps: int, output: Path, tick: Callable[[float], None]) -> _Program:
@@ -253,7 +234,7 @@ def _spread(begin: Callable[..., TrainState], mesh: Mesh | None, params: Params,
     """The first state, every part of it made where it stays."""
     if mesh is None:
         return begin(params, **parts)
-    given = jax.device_put((params, parts), shardings((params, parts), mesh))
+    given = put((params, parts), shardings((params, parts), mesh))
     shapes = jax.eval_shape(lambda given: begin(given[0], **given[1]), given)
     return jax.jit(lambda given: begin(given[0], **given[1]), out_shardings=shardings(shapes, mesh))(given)
 
@@ -274,7 +255,7 @@ def _reference_scores(
     """The reference's log-probabilities of training and evaluation data, from the cache or made now."""
     found: list[np.ndarray | None] = []
     params = inputs.model.params
-    params = params if mesh is None else jax.device_put(params, shardings(params, mesh))
+    params = params if mesh is None else put(params, shardings(params, mesh))
     program = jax.jit(score)
 
     def compiled(params: Params, batch: PreferenceBatch) -> jax.Array:
@@ -342,10 +323,13 @@ def _forget_after(path: Path, step: int) -> None:
 
 def _export(output: Path, config: RunConfig, inputs: Inputs, state: TrainState) -> Path:
     """The trained model and its tokenizer, as `transformers` and `load_pretrained` open them."""
-    trained: Pretrained = inputs.model._replace(params=join(state.params, state.frozen))
-    folder = save_pretrained(trained, output / "model")
-    if inputs.tokenizer_name == "bytes":
-        save_byte_tokenizer(folder)
+    trained: Pretrained = inputs.model._replace(params=fetch(join(state.params, state.frozen)))
+    folder = output / "model"
+    if is_first():
+        save_pretrained(trained, folder)
+        if inputs.tokenizer_name == "bytes":
+            save_byte_tokenizer(folder)
+    wait_for_all("exported")
     return folder
 
 

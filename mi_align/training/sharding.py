@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec as P
 from mi_align.logprobs import Layout
 from mi_align.training.parts import path_of
 
-__all__ = ["AXES", "RULES", "Rules", "head_layout", "make_mesh", "place", "shardings", "spec_of"]
+__all__ = ["AXES", "RULES", "Rules", "head_layout", "make_mesh", "place", "put", "shardings", "spec_of"]
 
 AXES = ("data", "fsdp", "tensor")
 
@@ -80,7 +80,7 @@ def shardings(tree: Any, mesh: Mesh, rules: Rules = RULES) -> Any:
 def place(batch: Any, mesh: Mesh | None) -> Any:
     """A pytree of host arrays on the devices, its examples spread over `data` and `fsdp`; None stays None.
 
-    With several hosts each gives its own share of the examples.
+    With several hosts each gives the whole batch, of which it sends its own devices their share.
 
     Raises:
       ValueError: the devices do not divide the examples.
@@ -89,13 +89,32 @@ def place(batch: Any, mesh: Mesh | None) -> Any:
         return batch
     spread = mesh.shape["data"] * mesh.shape["fsdp"]
     for x in jax.tree.leaves(batch):
-        if x.shape[0] * jax.process_count() % spread:
+        if x.shape[0] % spread:
             raise ValueError(
-                f"the batch has {x.shape[0] * jax.process_count()} examples, which the {spread} devices along data and "
-                "fsdp do not divide. Change `batch`, or the mesh."
+                f"the batch has {x.shape[0]} examples, which the {spread} devices along data and fsdp do not divide. "
+                "Change `batch`, or the mesh."
             )
-    sharding = NamedSharding(mesh, P(("data", "fsdp")))
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
+    return put(batch, NamedSharding(mesh, P(("data", "fsdp"))))
+
+
+def put(tree: Any, where: Any) -> Any:
+    """A pytree of arrays that every host holds, on devices of all hosts.
+
+    `jax.device_put` would send all of them to all hosts to compare them.
+
+    Args:
+      tree: arrays; those that are spread already are laid out anew.
+      where: a sharding for all of them, or a pytree of shardings.
+    """
+    where = jax.tree.map(lambda _: where, tree) if isinstance(where, jax.sharding.Sharding) else where
+    return jax.tree.map(_put, tree, where)
+
+
+def _put(x: Any, where: jax.sharding.Sharding) -> jax.Array:
+    if where.is_fully_addressable or (isinstance(x, jax.Array) and not x.is_fully_addressable):
+        return jax.device_put(x, where)
+    whole = np.asarray(x)
+    return jax.make_array_from_callback(whole.shape, where, lambda index: whole[index])
 
 
 def head_layout(mesh: Mesh, vocab: int, features: int) -> Layout:

@@ -1,0 +1,71 @@
+"""Several hosts, one program: each runs the same command, holds its devices' share of every array, and reads all data.
+
+With a single host everything here does nothing, or what NumPy does.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import jax
+import numpy as np
+
+__all__ = ["agree", "connect", "fetch", "is_first", "wait_for_all"]
+
+
+def connect() -> None:
+    """Join the other hosts; before anything else asks JAX for devices.
+
+    Slurm, Open MPI, Kubernetes and TPU pods are recognised. Elsewhere every host sets `JAX_COORDINATOR_ADDRESS`, the
+    first one's host:port, and `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`, from 0 on.
+
+    Raises:
+      ValueError: none of these says who the others are.
+    """
+    told = {name: os.environ.get(f"JAX_{name.upper()}") for name in ("num_processes", "process_id")}
+    try:
+        jax.distributed.initialize(**{name: int(value) for name, value in told.items() if value is not None})
+    except ValueError as error:
+        raise ValueError(
+            f"the other hosts are not known: {error} Under Slurm, Open MPI and on TPU pods they are found; elsewhere "
+            "set JAX_COORDINATOR_ADDRESS (the first one's host:port), JAX_NUM_PROCESSES and JAX_PROCESS_ID."
+        ) from error
+
+
+def is_first() -> bool:
+    """Whether this is the host that writes what is written once."""
+    return jax.process_index() == 0
+
+
+def wait_for_all(reason: str) -> None:
+    """Go on when all hosts have come here; they have to give the same `reason`."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(reason)
+
+
+def agree(asked: bool) -> bool:
+    """Whether any host has been asked; every host has to call it, and waits for its devices."""
+    if jax.process_count() == 1:
+        return asked
+    from jax.experimental import multihost_utils
+
+    return bool(np.any(multihost_utils.process_allgather(np.asarray(asked))))
+
+
+def fetch(tree: Any) -> Any:
+    """The arrays of a pytree as a host holds them: whole, whichever devices they were on.
+
+    Every host has to call it. One array after another is gathered, so that no device holds them all at once.
+    """
+    return jax.tree.map(_whole, tree)
+
+
+def _whole(x: Any) -> np.ndarray:
+    if not isinstance(x, jax.Array) or x.is_fully_addressable or x.is_fully_replicated:
+        return np.asarray(x)
+    from jax.experimental import multihost_utils
+
+    return np.asarray(multihost_utils.process_allgather(x, tiled=True))
