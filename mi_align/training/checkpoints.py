@@ -7,7 +7,7 @@ import dataclasses
 import logging
 import math
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -57,7 +57,11 @@ class Checkpoints:
             logging.getLogger(name).setLevel(logging.ERROR)  # Orbax tells every step it takes
         self.folder = Path(folder).absolute()
         self._best = best
-        options = ocp.CheckpointManagerOptions(preservation_policy=_kept(keep, best), create=True)
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=_kept(keep, best),
+            best_fn=None if best is None else _measure(best),  # without it Orbax writes no metrics
+            create=True,
+        )
         handlers = {"state": ocp.StandardCheckpointHandler(), "about": ocp.JsonCheckpointHandler()}
         self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
 
@@ -148,12 +152,16 @@ def _kept(keep: int, best: Best | None) -> Any:
     if best is None or best.count == 0:
         return LatestN(keep)
     policy = BestN(
-        get_metric_fn=lambda metrics: metrics[best.metric],
+        get_metric_fn=_measure(best),
         reverse=not best.highest,
         n=best.count,
         keep_checkpoints_without_metrics=False,
     )
     return AnyPreservationPolicy([LatestN(keep), policy])
+
+
+def _measure(best: Best) -> Callable[[Mapping[str, float]], float]:
+    return lambda metrics: metrics[best.metric]
 
 
 def _plain(state: TrainState) -> dict[str, Any]:

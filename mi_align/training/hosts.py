@@ -23,9 +23,9 @@ def connect() -> None:
     Raises:
       ValueError: none of these says who the others are.
     """
-    told = {name: os.environ.get(f"JAX_{name.upper()}") for name in ("num_processes", "process_id")}
+    told: dict[str, Any] = {name: os.environ.get(f"JAX_{name.upper()}") for name in ("num_processes", "process_id")}
     try:
-        jax.distributed.initialize(**{name: int(value) for name, value in told.items() if value is not None})
+        jax.distributed.initialize(**{name: None if value is None else int(value) for name, value in told.items()})
     except ValueError as error:
         raise ValueError(
             f"the other hosts are not known: {error} Under Slurm, Open MPI and on TPU pods they are found; elsewhere "

@@ -102,7 +102,7 @@ class Journal:
         self.last: dict[str, float] = {}
         self._report = report
         self._since, self._step = time.perf_counter(), 0
-        makers = (_Lines, *(SINKS[name] for name in sinks)) if is_first() else ()
+        makers = (*(SINKS[name] for name in sinks), _Lines) if is_first() else ()
         self._sinks = [make(folder, settings) for make in makers]
 
     def __enter__(self) -> Journal:
