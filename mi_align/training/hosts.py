@@ -23,14 +23,19 @@ def connect() -> None:
     Raises:
       ValueError: none of these says who the others are.
     """
-    told: dict[str, Any] = {name: os.environ.get(f"JAX_{name.upper()}") for name in ("num_processes", "process_id")}
     try:
-        jax.distributed.initialize(**{name: None if value is None else int(value) for name, value in told.items()})
+        jax.distributed.initialize(num_processes=_number("JAX_NUM_PROCESSES"), process_id=_number("JAX_PROCESS_ID"))
     except ValueError as error:
         raise ValueError(
             f"the other hosts are not known: {error} Under Slurm, Open MPI and on TPU pods they are found; elsewhere "
             "set JAX_COORDINATOR_ADDRESS (the first one's host:port), JAX_NUM_PROCESSES and JAX_PROCESS_ID."
         ) from error
+
+
+def _number(name: str) -> int | None:
+    """A variable of the environment; None where it is not set, and JAX looks for itself."""
+    text = os.environ.get(name)
+    return None if text is None else int(text)
 
 
 def is_first() -> bool:
