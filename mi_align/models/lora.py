@@ -111,8 +111,10 @@ def matrices(weights: Iterable[Weight], targets: Sequence[str]) -> list[str]:
     for target in targets:
         found = {path for path, name in names.items() if target == ALL or f".{name}".endswith(f".{target}")}
         if not found:
-            known = sorted({name.rpartition(".")[2] for name in names.values()} | {ALL})
-            raise checks.unknown_name("matrix of this model (`targets`)", target, known)
+            known = ", ".join(sorted({name.rpartition(".")[2] for name in names.values()}))
+            raise ValueError(
+                f"`targets` holds {target!r}, but this model's matrices are called {known}. {ALL!r} means all of them."
+            )
         chosen |= found
     return [path for path in names if path in chosen]
 
