@@ -30,9 +30,8 @@ def with_adapter(config: ModelConfig, model: Pretrained, seed: int) -> Pretraine
         return load_adapter(model, config.adapter)
     if config.lora is None:
         return model
-    return fresh_adapter(
-        model, config.lora, jax.random.fold_in(jax.random.key(seed), 1)
-    )  # the key itself draws a model
+    key = jax.random.fold_in(jax.random.key(seed), 1)  # the seed's own key draws a fresh model
+    return fresh_adapter(model, config.lora, key)
 
 
 def parts_of(config: ModelConfig, model: Pretrained) -> tuple[Params, Params | None]:
