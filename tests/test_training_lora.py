@@ -33,7 +33,7 @@ from mi_align.training.checkpoints import Checkpoints, Stop
 from mi_align.training.config import RunConfig
 from mi_align.training.inputs import load_inputs
 from mi_align.training.run import run_training
-from mi_align.training.settings import load
+from mi_align.training.settings import from_mapping, load, to_mapping
 from mi_align.training.sharding import head_layout, make_mesh, place, shardings
 from mi_align.training.trained import compiled_step
 
@@ -178,6 +178,10 @@ def test_commands_say_what_is_trained_and_sample_through_an_adapter(world: Path,
 
 
 def test_settings_that_contradict_each_other_are_named(world: Path, capsys: pytest.CaptureFixture) -> None:
+    config = load(RunConfig, None, settings(world, "x", "model.lora.targets=[q_proj, c_fc]", "model.lora.rslora=true"))
+    assert config.model.lora == LoraConfig(rank=2, alpha=32, targets=("q_proj", "c_fc"), rslora=True)
+    assert from_mapping(RunConfig, to_mapping(config)) == config
+
     def refused(message: str, *more: str) -> None:
         assert main(["train", *settings(world, "x", *more)]) == 2
         assert message in capsys.readouterr().err
