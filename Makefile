@@ -31,7 +31,7 @@ test: setup ## run the tests
 test-slow: setup ## run the long tests: 100,000 fuzzed inputs an objective
 	@$(bin)/python -m pytest -n $(WORKERS) -m slow --dist=load -o faulthandler_timeout=7200 $(ARGS)
 
-conformance: ## compare with torch and rax (installs them in an environment of their own)
+conformance: ## compare with torch, transformers, peft and rax (installs them in an environment of their own)
 	@$(PYTHON) scripts/setup_env.py .venv-conformance conformance
 	@.venv-conformance/bin/python -m pytest tests/conformance $(ARGS)
 

@@ -21,6 +21,8 @@ class Generate:
 
     model: str
     """A folder of safetensors, such as RUN/model, or the id of a repository on the Hub."""
+    adapter: Path | None = None
+    """A folder with an adapter of it in PEFT's format, such as RUN/adapter."""
     prompts: tuple[str, ...] = ()
     """Prompts."""
     file: Path | None = None
@@ -49,12 +51,13 @@ class Generate:
         import numpy as np
 
         from mi_align.data import load_tokenizer
-        from mi_align.models import generate, load_pretrained
+        from mi_align.models import generate, load_adapter, load_pretrained
 
         texts = [*self.prompts, *([] if self.file is None else self.file.read_text(encoding="utf-8").splitlines())]
         if not texts:
             raise ValueError("there is no prompt. Pass --prompts TEXT …, or --file with one a line.")
         model, tokenizer = load_pretrained(self.model), load_tokenizer(self.tokenizer or self.model)
+        model = model if self.adapter is None else load_adapter(model, self.adapter)
         ids = [np.append(tokenizer.bos_id, tokenizer.encode(text)) for text in texts]
         time = -(-max(map(len, ids)) // _MULTIPLE) * _MULTIPLE
         prompts = np.full((len(ids), time), tokenizer.eos_id, np.int32)

@@ -25,7 +25,8 @@ class Train:
     """Train a language model by any method of the table.
 
     Settings come from a YAML file, and from `key.of.part=value` after it. Writes config.yaml, metrics.jsonl,
-    checkpoints/ and model/ into `output`. Ctrl-C or SIGTERM ends the run after its step, with a checkpoint.
+    checkpoints/, model/ and, where one is trained, adapter/ into `output`. Ctrl-C or SIGTERM ends the run after its
+    step, with a checkpoint.
     """
 
     settings: Annotated[tuple[str, ...], tyro.conf.Positional]
@@ -88,17 +89,21 @@ def train(settings: tuple[str, ...], *, resume: bool, dry_run: bool, several_hos
     if outcome.exported is None:
         console.print(f"stopped at step {outcome.step} of {outcome.steps}; go on with --resume", markup=False)
     else:
-        console.print(f"trained for {outcome.step} steps; model: {outcome.exported}", markup=False)
+        adapter = f", adapter: {outcome.exported.parent / 'adapter'}" if inputs.model.lora is not None else ""
+        console.print(f"trained for {outcome.step} steps; model: {outcome.exported}{adapter}", markup=False)
     return 0
 
 
 def _tell(console: Console, config: RunConfig, inputs: Inputs, steps: int) -> None:
     from mi_align.models import count_parameters
+    from mi_align.training.trained import parts_of
 
     shape = inputs.train.tokens.shape
+    trained, frozen = map(count_parameters, parts_of(config.model, inputs.model))
+    parts = f" ({trained:,} trained, {frozen:,} frozen)" if frozen else ""
     held_out = 0 if inputs.evaluation is None else len(inputs.evaluation.tokens)
     say = [
-        f"{config.method}: {count_parameters(inputs.model.params):,} parameters, {shape[0]:,} examples to train on and "
+        f"{config.method}: {trained + frozen:,} parameters{parts}, {shape[0]:,} examples to train on and "
         f"{held_out:,} to evaluate, {shape[1]} candidates of up to {shape[2]} tokens, {steps:,} steps of {config.batch}"
     ]
     for name in ("truncated_prompts", "truncated_responses", "indistinct", "merged"):

@@ -12,6 +12,8 @@ from mi_align.models.functional import (
     vocabulary_matrix,
 )
 from mi_align.models.hugging_face import Pretrained, fresh_llama, load_pretrained, save_pretrained
+from mi_align.models.lora import LoraConfig, add_adapter, init_adapter, is_adapter, matrices, merge_adapter
+from mi_align.models.peft import fresh_adapter, load_adapter, save_adapter
 from mi_align.models.sampling import Generated, empty_cache, filter_logits, generate
 
 __all__ = [
@@ -22,18 +24,27 @@ __all__ = [
     "Family",
     "Generated",
     "Llama3Scaling",
+    "LoraConfig",
     "Pretrained",
     "Weight",
+    "add_adapter",
     "cast",
     "count_parameters",
     "empty_cache",
     "filter_logits",
+    "fresh_adapter",
     "fresh_llama",
     "generate",
     "hidden_states",
+    "init_adapter",
     "init_decoder",
+    "is_adapter",
+    "load_adapter",
     "load_pretrained",
+    "matrices",
+    "merge_adapter",
     "response_logps",
+    "save_adapter",
     "save_pretrained",
     "vocabulary_matrix",
 ]

@@ -24,6 +24,7 @@ from mi_align.models.config import DecoderConfig
 from mi_align.models.decoder import Decoder
 from mi_align.models.families import Weight, family_of, llama_json
 from mi_align.models.functional import Params, init_decoder
+from mi_align.models.lora import LoraConfig, whole_parameter
 
 __all__ = ["Pretrained", "fresh_llama", "load_pretrained", "save_pretrained"]
 
@@ -53,6 +54,7 @@ class Pretrained(NamedTuple):
       config: its shape.
       source: its `config.json`, parsed.
       folder: where it was; None for a fresh one.
+      lora: the adapter that is among the parameters (`models.peft`); None: there is none.
     """
 
     graphdef: nnx.GraphDef[Decoder]
@@ -60,6 +62,7 @@ class Pretrained(NamedTuple):
     config: DecoderConfig
     source: Mapping[str, Any]
     folder: Path | None
+    lora: LoraConfig | None = None
 
 
 def fresh_llama(config: DecoderConfig, key: PRNGKeyArray, *, dtype: jnp.dtype = jnp.float32) -> Pretrained:
@@ -111,6 +114,8 @@ def load_pretrained(
 def save_pretrained(model: Pretrained, folder: str | Path, *, shard_bytes: int = SHARD_BYTES) -> Path:
     """Write a folder that `transformers` opens: the source's `config.json` and tokenizer, and the parameters.
 
+    An adapter is merged into its matrices, one at a time (`save_adapter` writes it by itself).
+
     Args:
       model: what `load_pretrained` returned, with other parameters by `_replace(params=…)`.
       folder: is made; files of these names in it are overwritten.
@@ -123,7 +128,7 @@ def save_pretrained(model: Pretrained, folder: str | Path, *, shard_bytes: int =
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    dtype = jax.tree.leaves(model.params)[0].dtype.name
+    dtype = model.params["embedding"].get_value().dtype.name
     config = {**model.source, "torch_dtype" if "torch_dtype" in model.source else "dtype": dtype}
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
     if model.folder is not None and model.folder.resolve() != folder.resolve():
@@ -244,12 +249,13 @@ def _read(weight: Weight, file: Any, name: str, index: tuple[slice, ...], shape:
 
 def _theirs(model: Pretrained) -> Iterator[tuple[str, np.ndarray]]:
     """Every tensor of the files, one after another."""
-    ours = _by_path(model.params)
+    ours, value = _by_path(model.params), whole_parameter(model.graphdef, model.params)
     table = [w for w in family_of(model.source).weights if w.ours in ours]
     for name in dict.fromkeys(w.theirs for w in table):
         weights = sorted((w for w in table if w.theirs == name), key=lambda w: w.part)
+        arrays = [value(w.ours) for w in weights]
         for layer, tensor in enumerate(_names(weights[0], model.config.layers)):
-            parts = [ours[w.ours][layer] if "{}" in name else ours[w.ours] for w in weights]
+            parts = [x[layer] if "{}" in name else x for x in arrays]
             whole = np.concatenate([np.asarray(part) for part in parts], axis=-1)
             yield tensor, np.ascontiguousarray(whole.T if weights[0].transposed else whole)
 

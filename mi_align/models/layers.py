@@ -1,14 +1,14 @@
 """What a block is made of. The dtype of the parameters is the dtype of the computation; norms never go below float32.
 
 Shape suffixes: B batch, T time, S slots of a cache (or time again), D features, H query heads, G key-value heads, W
-features of a head.
+features of a head, N and M features before and after a matrix, R the rank of an adapter.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,18 @@ from mi_align.models.config import DecoderConfig
 from mi_align.models.positions import Turn, rotate
 from mi_align.numerics import as_float
 
-__all__ = ["ACTIVATIONS", "Attention", "Block", "Context", "FeedForward", "KeysAndValues", "Norm", "attend"]
+__all__ = [
+    "ACTIVATIONS",
+    "Attention",
+    "Block",
+    "Context",
+    "FeedForward",
+    "KeysAndValues",
+    "Linear",
+    "LowRank",
+    "Norm",
+    "attend",
+]
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "silu": jax.nn.silu,
@@ -99,12 +110,39 @@ class Norm(nnx.Module):
         return scaled if self.shift is None else scaled + jnp.broadcast_to(self.shift[...], x.shape)
 
 
-def _linear(
-    fan_in: int, fan_out: int, *, bias: bool, gain: float = 1.0, dtype: jnp.dtype, rngs: nnx.Rngs
-) -> nnx.Linear:
+class LowRank(nnx.Module):
+    """s · (x a) b: what an adapter adds to the output of a matrix, without a matrix of its size (`models.lora`).
+
+    Its parameters may be wider than the stream, float32 beside bfloat16; the products are in the stream's dtype.
+    """
+
+    def __init__(self, a: Float[Array, "... N R"], b: Float[Array, "... R M"], *, scale: float) -> None:
+        """Hold two factors, `[layers, …]` each as all parameters of blocks are."""
+        self.a, self.b, self.scale = nnx.Param(a), nnx.Param(b), scale
+
+    def __call__(self, x: Float[Array, "... N"]) -> Float[Array, "... M"]:
+        """Down to the rank, and up again."""
+        return (x @ self.a[...].astype(x.dtype)) @ self.b[...].astype(x.dtype) * self.scale
+
+
+class Linear(nnx.Linear):
+    """x W + bias, and beside it an adapter if there is one."""
+
+    def __init__(self, *sizes: int, **options: Any) -> None:
+        """Make a matrix without an adapter."""
+        super().__init__(*sizes, **options)
+        self.lora: LowRank | None = nnx.data(None)
+
+    def __call__(self, x: Float[Array, "... N"]) -> Float[Array, "... M"]:
+        """Map the last axis."""
+        y = super().__call__(x)
+        return y if self.lora is None else y + self.lora(x)
+
+
+def _linear(fan_in: int, fan_out: int, *, bias: bool, gain: float = 1.0, dtype: jnp.dtype, rngs: nnx.Rngs) -> Linear:
     """A matrix, and a bias of 0 if there is one, whose output has `gain²` times its input's variance."""
     init = nnx.initializers.variance_scaling(gain**2, "fan_in", "normal")
-    return nnx.Linear(fan_in, fan_out, use_bias=bias, kernel_init=init, param_dtype=dtype, rngs=rngs)
+    return Linear(fan_in, fan_out, use_bias=bias, kernel_init=init, param_dtype=dtype, rngs=rngs)
 
 
 class Attention(nnx.Module):

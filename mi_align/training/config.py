@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any, Literal
 
 from mi_align import checks
+from mi_align.models.lora import LoraConfig
 
 __all__ = ["DataConfig", "ModelConfig", "OptimiserConfig", "RunConfig"]
 
@@ -20,6 +21,8 @@ class ModelConfig:
       dtype: of the parameters; None: as in the files, float32 for a fresh model.
       remat: what the backward pass makes again: "none", all inside "layers", or all but matrix products ("dots").
       trained: beginnings of the paths of the parameters that are trained, e.g. `blocks.attention`; none named: all.
+      lora: a fresh adapter, which alone is trained: `rank`, `alpha`, `targets`, `rslora`; None: there is none.
+      adapter: a folder in PEFT's format with an adapter to begin from, which alone is trained.
     """
 
     pretrained: str | None = None
@@ -27,11 +30,19 @@ class ModelConfig:
     dtype: Literal["float32", "bfloat16"] | None = None
     remat: Literal["none", "layers", "dots"] = "none"
     trained: tuple[str, ...] = ()
+    lora: LoraConfig | None = None
+    adapter: str | None = None
 
     def __post_init__(self) -> None:
-        """A model has one origin."""
+        """A model has one origin, and one account of what of it is trained."""
         if self.pretrained is not None and self.shape:
             raise ValueError("`pretrained` and `shape` are both given: the shape of a pretrained model is its own.")
+        given = [f"`{name}`" for name in ("trained", "lora", "adapter") if getattr(self, name)]
+        if len(given) > 1:
+            raise ValueError(
+                f"{' and '.join(given)} are given, but one of them says what is trained: named parts, a fresh adapter, "
+                "or one from a folder, whose rank, α and targets are its own."
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

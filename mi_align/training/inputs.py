@@ -22,6 +22,7 @@ from mi_align.data import (
 from mi_align.methods import METHODS, Method
 from mi_align.models import DecoderConfig, Pretrained, fresh_llama, load_pretrained
 from mi_align.training.config import DataConfig, RunConfig
+from mi_align.training.trained import with_adapter
 
 __all__ = ["SUPERVISED", "Inputs", "load_inputs", "method_of"]
 
@@ -97,7 +98,7 @@ def load_inputs(config: RunConfig) -> Inputs:
     faults: list[str] = []
     train, evaluation = _preferences(config.data, tokenizer, faults)
     encoded = [_encoded(part, config, tokenizer, method) for part in (train, evaluation) if part]
-    model = _model(config, tokenizer)
+    model = with_adapter(config.model, _model(config, tokenizer), config.seed)
     if model.config.vocab_size < tokenizer.vocab_size:
         raise ValueError(
             f"the tokenizer {name!r} has {tokenizer.vocab_size:,} ids, but the model's vocabulary has "

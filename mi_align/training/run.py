@@ -17,7 +17,7 @@ import optax
 from jax.sharding import Mesh
 
 from mi_align.data import PreferenceBatch, batch_indices, save_byte_tokenizer, take
-from mi_align.models import Pretrained, save_pretrained
+from mi_align.models import Pretrained, save_adapter, save_pretrained
 from mi_align.training.checkpoints import Best, Checkpoints, Stop
 from mi_align.training.config import RunConfig
 from mi_align.training.hosts import agree, fetch, is_first, wait_for_all
@@ -26,13 +26,14 @@ from mi_align.training.journal import Journal, Report
 from mi_align.training.losses import preference_loss, supervised_loss
 from mi_align.training.metrics import Metrics, merge, summarise
 from mi_align.training.optimiser import make_optimiser, rate_schedule
-from mi_align.training.parts import join, partition
-from mi_align.training.reference_cache import cached_reference
+from mi_align.training.parts import join
+from mi_align.training.reference_cache import cached_reference, fingerprint
 from mi_align.training.scoring import TokenLogps, scorer
 from mi_align.training.settings import to_mapping
 from mi_align.training.sharding import head_layout, make_mesh, place, put, shardings
 from mi_align.training.state import Params, TrainState, follow_policy, init_state
-from mi_align.training.step import Step, train_step
+from mi_align.training.step import train_step
+from mi_align.training.trained import CompiledStep, compiled_step, parts_of, restored, without_frozen
 
 __all__ = ["Outcome", "Report", "memory_of_step", "run_training", "total_steps"]
 
@@ -60,12 +61,13 @@ class Outcome(NamedTuple):
 class _Program:
     """Everything that is compiled, and the data it runs over."""
 
-    step: Step
+    step: CompiledStep
     evaluate: Callable[[TrainState, Batch], Metrics]
     state: TrainState
     train: Callable[[int], Batch]
     evaluation: Callable[[], Iterator[Batch]]
     rate: optax.Schedule
+    frozen_hash: str | None
 
 
 def total_steps(config: RunConfig, examples: int) -> int:
@@ -85,7 +87,7 @@ def run_training(
     """Train, and leave everything in `config.output`.
 
     `config.yaml` has the settings, `metrics.jsonl` a line each time metrics are due, `checkpoints/` whole states,
-    `model/` at the end the trained model as `transformers` opens it.
+    `model/` at the end the trained model as `transformers` opens it, and `adapter/`, where one was trained, that alone.
 
     Args:
       config: the settings.
@@ -122,7 +124,7 @@ def run_training(
     with Checkpoints(checkpoints_folder, keep=config.keep, best=best) as checkpoints:
         state = program.state
         if resume:
-            state, _ = checkpoints.restore(state)
+            state = restored(checkpoints, state, program.frozen_hash)
             if is_first():
                 _forget_after(output / "metrics.jsonl", int(state.step))
         with Journal(output, report, sinks=config.log_to, settings=to_mapping(config)) as journal:
@@ -166,7 +168,8 @@ def _steps(
             numbers = _evaluated(program, state)
             journal.write(done, numbers)
         if saves:
-            checkpoints.save(state, {"settings": to_mapping(config)}, numbers)
+            kept_with_it = {"settings": to_mapping(config), "frozen": program.frozen_hash}
+            checkpoints.save(without_frozen(state), kept_with_it, numbers)
         if ends:
             break
     return state
@@ -191,12 +194,7 @@ def _program(config: RunConfig, inputs: Inputs, steps: int, output: Path, tick: 
     mesh = _mesh(config)
     layout = None if mesh is None else head_layout(mesh, model.config.vocab_size, model.config.width)
     score = scorer(model.graphdef, layout=layout)
-    wanted = config.model.trained
-    params, frozen = model.params, None
-    if wanted:
-        params, frozen = partition(model.params, lambda path: path.startswith(wanted))
-        if not jax.tree.leaves(params):
-            raise ValueError(f"`model.trained` is {list(wanted)}, but no parameter's path begins so.")
+    params, frozen = parts_of(config.model, model)
     needs = method is not None and method.needs_reference
     live = needs and config.reference == "live"
     reference = jax.tree.map(jnp.copy, params) if live else None
@@ -210,17 +208,17 @@ def _program(config: RunConfig, inputs: Inputs, steps: int, output: Path, tick: 
         loss = preference_loss(score, method, live=score if live else None)
     scores = _reference_scores(config, inputs, score, output, mesh, tick) if needs and not live else [None, None]
     begin = functools.partial(init_state, optimiser=optimiser)
-    state = _spread(begin, mesh, _owned(params), frozen=_owned(frozen), reference=reference)
+    state = _spread(begin, mesh, _owned(params), reference=reference)
+    state = state._replace(frozen=frozen if mesh is None else jax.device_put(frozen, shardings(frozen, mesh)))
     step = train_step(loss, optimiser, micro_batches=config.micro_batches, follow=follow)
-    # Without being told, the compiler may lay the new state out otherwise, and the second step would compile again.
-    out = None if mesh is None else (shardings(state, mesh), None)
     return _Program(
-        step=jax.jit(step, donate_argnums=0, out_shardings=out),
+        step=compiled_step(step, state, mesh),
         evaluate=jax.jit(functools.partial(_evaluate, loss)),
         state=state,
         train=lambda n: place(_batch(inputs.train, scores[0], config, n), mesh),
         evaluation=lambda: (place(batch, mesh) for batch in _evaluation(inputs.evaluation, scores[1], config)),
         rate=rate_schedule(config.optimiser, steps),
+        frozen_hash=None if frozen is None else fingerprint(frozen),
     )
 
 
@@ -326,6 +324,8 @@ def _export(output: Path, config: RunConfig, inputs: Inputs, state: TrainState) 
     trained: Pretrained = inputs.model._replace(params=fetch(join(state.params, state.frozen)))
     folder = output / "model"
     if is_first():
+        if trained.lora is not None:
+            save_adapter(trained, output / "adapter", base=config.model.pretrained)
         save_pretrained(trained, folder)
         if inputs.tokenizer_name == "bytes":
             save_byte_tokenizer(folder)
@@ -339,7 +339,7 @@ def memory_of_step(config: RunConfig, inputs: Inputs) -> str:
     program = _program(
         dataclasses.replace(config, reference="live"), inputs, steps, Path(config.output), lambda _: None
     )
-    used = program.step.lower(program.state, program.train(0)).compile().memory_analysis()  # type: ignore[attr-defined]
+    used = program.step.lower(program.state, program.train(0)).compile().memory_analysis()
     mib = 2**20
     return (
         f"a step, with a live reference: {used.argument_size_in_bytes / mib:,.0f} MiB of parameters, optimiser and "

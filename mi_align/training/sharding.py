@@ -31,6 +31,11 @@ RULES: Rules = (
     (r"feed_forward\.(gate|up)\.kernel$", P(None, "fsdp", "tensor")),
     (r"feed_forward\.down\.kernel$", P(None, "tensor", "fsdp")),
     (r"(query|key|value|gate|up)\.bias$", P(None, "tensor")),
+    # An adapter's factors follow their matrix; between them there is the rank, which is not spread.
+    (r"(query|key|value|gate|up)\.lora\.a$", P(None, "fsdp", None)),
+    (r"(query|key|value|gate|up)\.lora\.b$", P(None, None, "tensor")),
+    (r"(out|down)\.lora\.a$", P(None, "tensor", None)),
+    (r"(out|down)\.lora\.b$", P(None, None, "fsdp")),
 )
 
 
