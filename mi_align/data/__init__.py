@@ -10,6 +10,7 @@ from mi_align.data.hub_tokenizer import HubTokenizer, load_tokenizer, save_byte_
 from mi_align.data.preference import Preference, borrow_negatives
 from mi_align.data.sources import load_preferences
 from mi_align.data.tokenizer import ByteTokenizer, Tokenizer
+from mi_align.data.unpaired import labelled, mismatched, side_by_side
 
 __all__ = [
     "LAYOUTS",
@@ -23,10 +24,13 @@ __all__ = [
     "batch_indices",
     "borrow_negatives",
     "encode_preferences",
+    "labelled",
     "load_preferences",
     "load_tokenizer",
+    "mismatched",
     "read_rows",
     "save_byte_tokenizer",
+    "side_by_side",
     "solve",
     "split_dialogue",
     "take",

@@ -48,6 +48,7 @@ class DataConfig:
       max_prompt: most tokens of a prompt, which loses its beginning.
       max_response: most tokens of a response, which loses its end.
       negatives: so many rejected responses a prompt, borrowed from other prompts where it has fewer; None: as they are.
+      threshold: scores above it make a response desirable, for methods that read labels; None: scores are no labels.
       on_bad_row: "error" stops at the first row that cannot be used; "skip" leaves it out, counted and listed.
     """
 
@@ -60,6 +61,7 @@ class DataConfig:
     max_prompt: int = 512
     max_response: int = 512
     negatives: int | None = None
+    threshold: float | None = None
     on_bad_row: Literal["error", "skip"] = "error"
 
 

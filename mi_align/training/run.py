@@ -20,11 +20,13 @@ from mi_align.data import PreferenceBatch, batch_indices, save_byte_tokenizer, t
 from mi_align.models import Pretrained, save_pretrained
 from mi_align.training.checkpoints import Checkpoints, Stop
 from mi_align.training.config import RunConfig
+from mi_align.training.fitting import reads_mismatched
 from mi_align.training.inputs import Inputs
 from mi_align.training.losses import preference_loss, supervised_loss
 from mi_align.training.metrics import Metrics, merge, summarise
 from mi_align.training.optimiser import make_optimiser, rate_schedule
 from mi_align.training.parts import join, partition
+from mi_align.training.readers import reader
 from mi_align.training.reference_cache import cached_reference
 from mi_align.training.scoring import TokenLogps, scorer
 from mi_align.training.settings import to_mapping
@@ -226,7 +228,9 @@ def _program(config: RunConfig, inputs: Inputs, steps: int, output: Path, tick: 
         def loss(params: Params, batch: Batch) -> Any:
             return supervised(params, batch[0])
     else:
-        loss = preference_loss(score, method, live=score if live else None)
+        anchor = score if live else None
+        read = reader(model.graphdef, method, live=anchor, layout=layout)
+        loss = preference_loss(score, method, live=anchor, read=read, mismatched=reads_mismatched(method))
     scores = _reference_scores(config, inputs, score, output, mesh, tick) if needs and not live else [None, None]
     begin = functools.partial(init_state, optimiser=optimiser)
     state = _spread(begin, mesh, _owned(params), frozen=_owned(frozen), reference=reference)
