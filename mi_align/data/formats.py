@@ -33,6 +33,7 @@ def read_rows(
     chat: Chat | None = None,
     on_fault: Callable[[str], None] | None = None,
     numbers: Iterable[int] | None = None,
+    least: int = 1,
 ) -> list[Preference]:
     """Every row as a preference, in whichever of `LAYOUTS` the columns fit.
 
@@ -44,6 +45,7 @@ def read_rows(
       on_fault: is told of each faulty row, which is then left out; by default the first one raises. Public data has
         such rows: of hh-rlhf's harmless-base test split, 4 in 2,312 have an empty response.
       numbers: what errors call the rows, such as the lines that they stand in. Default: counted from 1.
+      least: how many usable rows there have to be.
 
     Returns:
       The preferences in the order of the rows.
@@ -52,20 +54,22 @@ def read_rows(
       ValueError: the columns fit no layout, no row is left, or a row does not hold what its layout needs; the message
         has the row's number.
     """
-    read = _layout(set(columns), source)
+    columns = set(columns)
+    read = _layout(columns, source) if columns else None
     preferences = []
     for number, row in zip(itertools.count(1) if numbers is None else numbers, rows, strict=False):
         try:
             if isinstance(row, ValueError):
                 raise row
             text = row if chat is None else _as_text(row, chat)
-            preferences.append(_checked((read if text is row else _layout(set(text), source))(text)))
+            as_it_is = read is not None and text is row
+            preferences.append(_checked((read if as_it_is else _layout(set(text), source))(text)))
         except ValueError as error:
             fault = f"{source}, row {number}: {error}"
             if on_fault is None:
                 raise ValueError(fault) from None
             on_fault(fault)
-    if not preferences:
+    if len(preferences) < least:
         raise ValueError(f"{source} has no usable row. At least one preference was wanted.")
     return preferences
 

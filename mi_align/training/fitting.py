@@ -1,4 +1,4 @@
-"""From what a file holds to what a method takes: pairs taken apart, rankings narrowed, and what cannot be done refused."""
+"""From what a file holds to what a method takes: pairs taken apart, rankings narrowed, and the impossible refused."""
 
 from __future__ import annotations
 
