@@ -218,7 +218,7 @@ def test_a_hub_that_is_not_reached_says_what_to_do(monkeypatch: pytest.MonkeyPat
 
 
 def test_chosen_answers_are_right_and_rejected_ones_wrong_and_distinct() -> None:
-    for prompt, chosen, rejected in arithmetic_preferences(300, negatives=7, digits=3, seed=5):
+    for prompt, chosen, rejected, *_ in arithmetic_preferences(300, negatives=7, digits=3, seed=5):
         left, right = prompt.rstrip("=").replace("-", "+-").split("+", 1)
         assert int(chosen) == int(left) + int(right) == int(solve(prompt))
         assert len(set(rejected) | {chosen}) == 8
@@ -274,6 +274,8 @@ preferences = st.builds(
     texts,
     texts.map(lambda t: "+" + t),
     st.lists(texts.map(lambda t: "-" + t), min_size=1, max_size=3).map(tuple),
+    st.none(),
+    st.none(),
 )
 
 

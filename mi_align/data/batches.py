@@ -158,7 +158,13 @@ def _annotated(batch: PreferenceBatch, preferences: Sequence[Preference]) -> Pre
     if all(p.scores is not None for p in preferences):
         reward = np.zeros(batch.candidate_mask.shape, np.float32)
         for i, preference in enumerate(preferences):
-            reward[i, : len(preference.scores or ())] = preference.scores
+            scores = preference.scores or ()
+            if len(scores) != 1 + len(preference.rejected):
+                raise ValueError(
+                    f"preference {i} has {1 + len(preference.rejected)} responses, but {len(scores)} scores: one for "
+                    "each was wanted, the chosen one's first."
+                )
+            reward[i, : len(scores)] = scores
         batch = batch._replace(reward=reward)
     return batch
 

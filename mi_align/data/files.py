@@ -89,22 +89,23 @@ def _lines(file: IO[bytes]) -> Iterator[tuple[int, Mapping[str, Any] | ValueErro
         if size > LONGEST_LINE:
             while not line.endswith(b"\n") and (line := file.readline(2**20)):
                 size += len(line)
-            yield (
-                number,
-                ValueError(
-                    f"it is {size / 2**20:,.1f} MiB long, but a line of at most {LONGEST_LINE >> 20} MiB was wanted. Is a "
-                    "line break missing?"
-                ),
-            )
+            yield number, _too_long(size)
         elif line.strip():
             yield number, _row(line)
 
 
+def _too_long(size: int) -> ValueError:
+    return ValueError(
+        f"it is {size / 2**20:,.1f} MiB long, but a line of at most {LONGEST_LINE >> 20} MiB was wanted. Is a line break "
+        "missing?"
+    )
+
+
 def _row(line: bytes) -> Mapping[str, Any] | ValueError:
     try:
-        row = json.loads(line.decode("utf-8-sig"))
+        row = json.loads(line.strip().decode("utf-8").lstrip("\ufeff"))
     except UnicodeDecodeError as error:
-        return ValueError(_not_utf8(line[error.start]))
+        return ValueError(_not_utf8(error.object[error.start]))
     except json.JSONDecodeError as error:
         return ValueError(f"it is no JSON: {error.msg} at column {error.colno}.")
     except RecursionError:

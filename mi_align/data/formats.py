@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -220,6 +219,10 @@ def _texts(row: Row, name: str) -> tuple[str, ...]:
     return tuple(_text({f"{name}[{i}]": item}, f"{name}[{i}]") for i, item in enumerate(value))
 
 
+#: Scores become float32.
+_LARGEST = 3e38
+
+
 def _label(value: Any) -> bool:
     if isinstance(value, bool) or (isinstance(value, int | float) and value in (0, 1)):
         return bool(value)
@@ -231,7 +234,7 @@ def _label(value: Any) -> bool:
 def _number(name: str, value: Any) -> float:
     if value is None:
         raise ValueError(f"`{name}` is missing.")
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= _LARGEST:
         raise ValueError(f"`{name}` is {value!r}, but a finite number was wanted.")
     return float(value)
 

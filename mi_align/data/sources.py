@@ -102,7 +102,7 @@ def _read_file(path: Path) -> Rows:
     with _quiet():
         try:
             return _of_table(datasets.load_dataset(kind, data_files=str(path), split="train"))
-        except datasets.exceptions.DatasetGenerationError as error:
+        except (datasets.exceptions.DatasetGenerationError, ValueError, OSError) as error:
             raise ValueError(f"{path.name} could not be read as {kind}: {error.__cause__ or error}") from error
 
 
