@@ -96,8 +96,8 @@ def _lines(file: IO[bytes]) -> Iterator[tuple[int, Mapping[str, Any] | ValueErro
 
 def _too_long(size: int) -> ValueError:
     return ValueError(
-        f"it is {size / 2**20:,.1f} MiB long, but a line of at most {LONGEST_LINE >> 20} MiB was wanted. Is a line break "
-        "missing?"
+        f"it is {size / 2**20:,.1f} MiB long, but a line of at most {LONGEST_LINE >> 20} MiB was wanted. Is a line "
+        "break missing?"
     )
 
 

@@ -10,11 +10,13 @@ import jax.numpy as jnp
 
 from mi_align import checks
 from mi_align.data import (
+    Buckets,
     EncodingCounts,
     Preference,
     PreferenceBatch,
     Tokenizer,
-    encode_preferences,
+    cache_folder,
+    cached_encoding,
     load_preferences,
     load_tokenizer,
 )
@@ -24,7 +26,7 @@ from mi_align.training.config import DataConfig, RunConfig
 from mi_align.training.fitting import Note, arranged, fitted
 from mi_align.training.readers import reads_divergence
 
-__all__ = ["SUPERVISED", "Inputs", "load_inputs", "method_of"]
+__all__ = ["SUPERVISED", "Inputs", "buckets_of", "load_inputs", "method_of", "total_steps"]
 
 #: Supervised learning: a row of the table, too, whose mean a token couples a batch; `supervised_loss` is the same in
 #: totals and weights, which micro-batches add up exactly.
@@ -110,8 +112,21 @@ def load_inputs(config: RunConfig) -> Inputs:
         )
     batches = [batch for batch, _ in encoded]
     held_out = batches[1] if len(batches) > 1 else None
+    buckets = buckets_of(config, batches[0], total_steps(config, len(batches[0].tokens)))
+    notes += [] if buckets is None else [f"training: {buckets}"]
     counts = tuple(c for _, c in encoded)
     return Inputs(model, tokenizer, str(tokens), batches[0], held_out, counts, method, faults, notes)
+
+
+def total_steps(config: RunConfig, examples: int) -> int:
+    """How many steps a run makes."""
+    return config.steps if config.steps is not None else max(1, round(config.epochs * examples / config.batch))
+
+
+def buckets_of(config: RunConfig, data: PreferenceBatch, steps: int) -> Buckets | None:
+    """The order of batches of similar lengths; None where all are of one length."""
+    wanted = config.data.buckets
+    return None if not wanted else Buckets.of(data, wanted, batch=config.batch, seed=config.seed, steps=steps)
 
 
 def _preferences(
@@ -132,7 +147,8 @@ def _encoded(
 ) -> tuple[PreferenceBatch, EncodingCounts]:
     data = config.data
     taken = fitted(preferences, method, negatives=data.negatives, threshold=data.threshold, note=note)
-    batch, counts = encode_preferences(taken, tokenizer, max_prompt=data.max_prompt, max_response=data.max_response)
+    limits = {"max_prompt": data.max_prompt, "max_response": data.max_response}
+    batch, counts = cached_encoding(taken, tokenizer, **limits, folder=cache_folder(data.cache), note=note)
     return arranged(batch, method, note), counts
 
 
