@@ -75,7 +75,7 @@ def test_kto_measures_rewards_against_mismatched_responses_which_have_no_gradien
     method = METHODS["kto"].configure(beta=0.3, desirable_weight=1.5, undesirable_weight=0.7)
     batch = encoded(mismatched(SINGLES))
     loss = preference_loss(score, method, mismatched=True)
-    (mean, metrics) = loss(policy, (batch, score(reference, batch)))
+    (mean, metrics) = jax.jit(loss)(policy, (batch, score(reference, batch)))
     assert float(mean.value()) == pytest.approx(kto_by_hand(0.3, (1.5, 0.7), z, ratios), rel=1e-10)
     assert summarise(metrics)["kl"] == pytest.approx(z, rel=1e-10)
 
@@ -91,8 +91,9 @@ def test_kto_measures_rewards_against_mismatched_responses_which_have_no_gradien
         )
         return jnp.mean(method(given))
 
-    wanted = jax.grad(with_z_a_constant)(policy)
-    came = jax.grad(lambda p: loss(p, (batch, score(reference, batch)))[0].value())(policy)
+    scores = score(reference, batch)
+    wanted = jax.jit(jax.grad(with_z_a_constant))(policy)
+    came = jax.jit(jax.grad(lambda p: loss(p, (batch, scores))[0].value()))(policy)
     for a, b in zip(jax.tree.leaves(came), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-12)
 
@@ -102,7 +103,7 @@ def test_a_live_reference_and_a_cached_one_are_one_for_kto_too(x64: None) -> Non
     batch, method = encoded(mismatched(SINGLES)), METHODS["kto"]
     cached, _ = preference_loss(score, method, mismatched=True)(policy, (batch, score(reference, batch)))
     live, _ = preference_loss(score, method, live=score, mismatched=True)(policy, (batch, None), reference)
-    assert float(cached.total) == float(live.total)
+    assert float(cached.total) == pytest.approx(float(live.total), rel=1e-12)
 
 
 def test_an_example_that_is_not_there_counts_in_neither_the_loss_nor_the_reference_point(x64: None) -> None:
@@ -110,7 +111,7 @@ def test_an_example_that_is_not_there_counts_in_neither_the_loss_nor_the_referen
     batch = encoded(mismatched(SINGLES))
     fewer = jax.tree.map(lambda x: x[:3], batch)
     absent = batch._replace(candidate_mask=batch.candidate_mask & (np.arange(5) < 3)[:, None])
-    loss = preference_loss(score, METHODS["kto"], mismatched=True)
+    loss = jax.jit(preference_loss(score, METHODS["kto"], mismatched=True))
     (came, seen), (wanted, metrics) = (loss(policy, (b, score(reference, b))) for b in (absent, fewer))
     assert float(came.value()) == pytest.approx(float(wanted.value()), rel=1e-12)
     assert summarise(seen) == pytest.approx(summarise(metrics), rel=1e-12)
@@ -260,7 +261,7 @@ def test_soft_labels_of_a_scored_list_reach_the_loss(x64: None) -> None:
     rows = [{"prompt": "1+1=", "completions": ["3", "2", "two"], "scores": [0, 2, 1.5]}]
     batch = encoded(read_rows(rows, rows[0], source="x"))
     method = METHODS["infonca"].configure(beta=0.4, reward_temperature=0.8)
-    mean, _ = preference_loss(score, method)(policy, (batch, score(reference, batch)))
+    mean, _ = jax.jit(preference_loss(score, method))(policy, (batch, score(reference, batch)))
     s = 0.4 * log_ratios([Preference("1+1=", answer, ()) for answer in ("2", "two", "3")])
     labels = np.exp(np.array([2, 1.5, 0]) / 0.8)
     wanted = -(labels / labels.sum() * (s - np.log(np.exp(s).sum()))).sum()

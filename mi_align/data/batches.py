@@ -186,4 +186,4 @@ def batch_indices(size: int, batch_size: int, *, seed: int, step: int) -> Int[np
 
 def take(batch: PreferenceBatch, indices: Int[np.ndarray, " picked"]) -> PreferenceBatch:
     """Some examples of a batch, in the given order."""
-    return PreferenceBatch(*(None if array is None else array[indices] for array in batch))
+    return batch._replace(**{name: x[indices] for name, x in batch._asdict().items() if x is not None})

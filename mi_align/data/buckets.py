@@ -59,11 +59,11 @@ class Buckets:
         longest = data.tokens.shape[-1]
         # Masks come from lengths: the last token of a response is the last of its candidate.
         ends = data.response_mask * np.arange(1, longest + 1)
-        table = [2**n for n in range(3, longest.bit_length() + 1)] if wanted == "powers" else list(wanted)
-        for length in table:
-            if int(length) < 2:
-                raise ValueError(f"`buckets` holds {length}, but lengths of at least 2 tokens were wanted.")
-        shorter = sorted({int(length) for length in table if int(length) < longest})
+        powers = (2**n for n in range(3, longest.bit_length() + 1))
+        table = {int(length) for length in (powers if isinstance(wanted, str) else wanted)}
+        if min(table, default=2) < 2:
+            raise ValueError(f"`buckets` holds {min(table)}, but lengths of at least 2 tokens were wanted.")
+        shorter = sorted(length for length in table if length < longest)
         return cls(ends.max((1, 2)), (*shorter, longest), batch, seed, steps)
 
     def batch(self, step: int) -> tuple[Int[np.ndarray, " batch"], int]:

@@ -54,15 +54,15 @@ def read_rows(
         has the row's number.
     """
     columns = set(columns)
-    read = _layout(columns, source) if columns else None
+    read = _layout(columns, source) if columns else None  # no column: no row could be read
     preferences = []
     for number, row in zip(itertools.count(1) if numbers is None else numbers, rows, strict=False):
         try:
             if isinstance(row, ValueError):
                 raise row
             text = row if chat is None else _as_text(row, chat)
-            as_it_is = read is not None and text is row
-            preferences.append(_checked((read if as_it_is else _layout(set(text), source))(text)))
+            layout = _layout(set(text), source) if read is None or text is not row else read
+            preferences.append(_checked(layout(text)))
         except ValueError as error:
             fault = f"{source}, row {number}: {error}"
             if on_fault is None:

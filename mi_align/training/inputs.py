@@ -99,11 +99,12 @@ def load_inputs(config: RunConfig) -> Inputs:
     faults: list[str] = []
     notes: list[str] = []
     train, evaluation = _preferences(config.data, tokenizer, faults)
-    encoded = [
-        _encoded(part, config, tokenizer, method, lambda text, name=name: notes.append(f"{name}: {text}"))
-        for name, part in (("training", train), ("evaluation", evaluation))
-        if part
-    ]
+    encoded = []
+    for part, preferences in (("training", train), ("evaluation", evaluation)):
+        if preferences:
+            own: list[str] = []
+            encoded.append(_encoded(preferences, config, tokenizer, method, own.append))
+            notes += [f"{part}: {text}" for text in own]
     model = _model(config, tokenizer)
     if model.config.vocab_size < tokenizer.vocab_size:
         raise ValueError(
