@@ -161,6 +161,8 @@ def test_pairs_come_apart_and_each_response_meets_another_prompt_once() -> None:
     assert [(p.chosen, p.desirable) for p in singles[:2]] == [("good0", True), ("bad0", False)]
     others = [p.rejected[0] for p in mismatched(singles)]
     assert others == ["good1", "bad1", "good2", "bad2", "good0", "bad0"]
+    uneven = [Preference(prompt, answer, (), desirable=True) for prompt, answer in ("pa", "qb", "qc", "rd")]
+    assert [p.rejected[0] for p in mismatched(uneven)] == ["c", "d", "a", "b"]
     with pytest.raises(ValueError, match="all examples have the same prompt"):
         mismatched([p._replace(prompt="x") for p in singles])
 
