@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["MI_ALIGN_CACHE"] = "off"  # nothing is written into, or read from, the user's own
 
 import jax
 import numpy as np

@@ -170,9 +170,8 @@ def test_unknown_columns_are_answered_with_those_wanted_and_the_nearest(tmp_path
         load_preferences(write(tmp_path, "p.jsonl", rows))
     message = str(error.value)
     assert message.startswith("p.jsonl has the columns (choosen, question, rejected)")
-    assert (
-        "(prompt, chosen, rejected) or (chosen, rejected) or (prompt, completion) or (messages) were wanted" in message
-    )
+    assert "(prompt, chosen, rejected) or (chosen, rejected) or (prompt, completions, scores) or" in message
+    assert "(prompt, completion) or (messages) were wanted" in message
     assert "no column called 'chosen'. Did you mean 'choosen'" in message
 
 
@@ -192,7 +191,7 @@ def test_bytes_that_are_no_utf8_are_named_with_file_row_and_byte(tmp_path: Path,
 
 def test_broken_json_and_empty_files_and_other_kinds_are_refused(tmp_path: Path) -> None:
     (tmp_path / "broken.jsonl").write_text('{"prompt": "x", "chosen": "a"\n')
-    with pytest.raises(ValueError, match=r"broken\.jsonl could not be read as json"):
+    with pytest.raises(ValueError, match=r"broken\.jsonl, row 1: it is no JSON: Expecting ',' delimiter at column"):
         load_preferences(tmp_path / "broken.jsonl")
     (tmp_path / "empty.jsonl").write_text("")
     with pytest.raises(ValueError, match=r"empty\.jsonl is empty"):
@@ -219,7 +218,7 @@ def test_a_hub_that_is_not_reached_says_what_to_do(monkeypatch: pytest.MonkeyPat
 
 
 def test_chosen_answers_are_right_and_rejected_ones_wrong_and_distinct() -> None:
-    for prompt, chosen, rejected in arithmetic_preferences(300, negatives=7, digits=3, seed=5):
+    for prompt, chosen, rejected, *_ in arithmetic_preferences(300, negatives=7, digits=3, seed=5):
         left, right = prompt.rstrip("=").replace("-", "+-").split("+", 1)
         assert int(chosen) == int(left) + int(right) == int(solve(prompt))
         assert len(set(rejected) | {chosen}) == 8
@@ -275,6 +274,8 @@ preferences = st.builds(
     texts,
     texts.map(lambda t: "+" + t),
     st.lists(texts.map(lambda t: "-" + t), min_size=1, max_size=3).map(tuple),
+    st.none(),
+    st.none(),
 )
 
 

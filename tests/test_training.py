@@ -320,7 +320,7 @@ def test_frozen_parameters_stay_and_cost_no_moments() -> None:
 
 
 def batch_of_pairs(batch: PreferenceBatch) -> PreferenceBatch:
-    return PreferenceBatch(*(x[:, :2] for x in batch))
+    return jax.tree.map(lambda x: x[:, :2], batch)
 
 
 def test_a_reference_that_cannot_follow_is_named() -> None:

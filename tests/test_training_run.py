@@ -62,7 +62,10 @@ def _one_device(monkeypatch: pytest.MonkeyPatch) -> None:
     ("method", "reference"),
     [
         ("dpo", "cached"),
-        *(pytest.param(*case, marks=pytest.mark.slow) for case in [("mio", "live"), ("sft", "cached")]),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [("mio", "live"), ("sft", "cached"), ("kto", "cached"), ("tdpo2", "live")]
+        ),
     ],
 )
 def test_a_run_that_was_stopped_goes_on_bit_for_bit(method: str, reference: str, pairs: str, tmp_path: Path) -> None:
@@ -78,6 +81,22 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(method: str, reference: str,
     assert len(metrics(whole)) == 8  # six steps, and evaluation before and after
     for name in ("model.safetensors", "tokenizer.json", "config.json"):
         assert (parted / "model" / name).read_bytes() == (whole / "model" / name).read_bytes(), name
+
+
+@pytest.mark.slow
+def test_batches_cut_to_buckets_give_the_losses_of_whole_ones_and_go_on_bit_for_bit(pairs: str, tmp_path: Path) -> None:
+    live = "reference=live"  # whose first margins are 0 whatever the length, so that the shares of wins are ½
+    buckets = "data.buckets=[9, 10]"
+    whole, parted, uncut = (tmp_path / name for name in ("whole", "parted", "uncut"))
+    run(settings(pairs, whole, buckets, live))
+    stop = Stop()
+    stop.requested = True
+    assert run(settings(pairs, parted, buckets, live), stop=stop).step == 1
+    run(settings(pairs, parted, buckets, live), resume=True)
+    assert metrics(parted) == metrics(whole)
+    run(settings(pairs, uncut, "data.buckets=[10000]", live))  # the same order, and nothing cut
+    for came, wanted in zip(metrics(whole), metrics(uncut), strict=True):
+        assert came == pytest.approx(wanted, rel=2e-3, abs=2e-4)
 
 
 def test_a_cached_reference_is_a_live_one_but_for_rounding(pairs: str, tmp_path: Path) -> None:
@@ -163,7 +182,9 @@ def test_what_cannot_be_run_is_named(pairs: str, tmp_path: Path, capsys: pytest.
 
     refused("no method called 'dpoo'. Did you mean 'dpo'", "method=dpoo")
     refused("hyper-parameter of 'dpo' called 'bta'. Did you mean 'beta'", "hyper.bta=1")
-    refused("'kto' reads `reference_point`", "method=kto")
+    refused("'tdpo1' reads KL(π_ref ‖ π) over the whole vocabulary", "method=tdpo1")
+    refused("'exo' reads a score of each response", "method=exo")
+    refused("this loss couples the examples of a batch", "method=kto", "micro_batches=2")
     refused("setting in `model.shape` called 'widht'. Did you mean 'width'", "model.shape.widht=3")
     refused("no parameter's path begins so", "model.trained=[nothing]")
     refused("`held_out` is 40, but a number from 0 to 39", "data.held_out=40")

@@ -109,6 +109,7 @@ def _tell(console: Console, config: RunConfig, inputs: Inputs, steps: int) -> No
     for name in ("truncated_prompts", "truncated_responses", "indistinct", "merged"):
         number = sum(getattr(counts, name) for counts in inputs.counts)
         say += [f"{name.replace('_', ' ')}: {number:,}"] if number else []
+    say += inputs.notes
     if inputs.faults:
         say.append(f"{len(inputs.faults):,} rows left out, the first: {inputs.faults[0]}")
     console.print(*say, sep="\n", markup=False)

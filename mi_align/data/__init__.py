@@ -5,14 +5,18 @@ Reading files needs Hugging Face `datasets`, which is imported when the first fi
 
 from mi_align.data.arithmetic import arithmetic_preferences, solve
 from mi_align.data.batches import EncodingCounts, PreferenceBatch, batch_indices, encode_preferences, take
+from mi_align.data.buckets import Buckets, trimmed
 from mi_align.data.formats import LAYOUTS, read_rows, split_dialogue
 from mi_align.data.hub_tokenizer import HubTokenizer, load_tokenizer, save_byte_tokenizer
 from mi_align.data.preference import Preference, borrow_negatives
 from mi_align.data.sources import load_preferences
+from mi_align.data.token_cache import cache_folder, cached_encoding
 from mi_align.data.tokenizer import ByteTokenizer, Tokenizer
+from mi_align.data.unpaired import labelled, mismatched, side_by_side
 
 __all__ = [
     "LAYOUTS",
+    "Buckets",
     "ByteTokenizer",
     "EncodingCounts",
     "HubTokenizer",
@@ -22,12 +26,18 @@ __all__ = [
     "arithmetic_preferences",
     "batch_indices",
     "borrow_negatives",
+    "cache_folder",
+    "cached_encoding",
     "encode_preferences",
+    "labelled",
     "load_preferences",
     "load_tokenizer",
+    "mismatched",
     "read_rows",
     "save_byte_tokenizer",
+    "side_by_side",
     "solve",
     "split_dialogue",
     "take",
+    "trimmed",
 ]

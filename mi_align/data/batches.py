@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 
 from mi_align.data.preference import Preference
 from mi_align.data.tokenizer import Tokenizer
@@ -25,11 +25,15 @@ class PreferenceBatch(NamedTuple):
       tokens: BOS, prompt, response, EOS, then padding at the right; the prompt is repeated for each candidate.
       response_mask: True on the response's tokens, its EOS included.
       candidate_mask: False for the candidates that fill up a prompt with fewer than K rejected responses.
+      desirable: labels of single responses (`Preference.desirable`); None where there are none.
+      reward: scores of all candidates, 0 for those that are not there; None where there are none.
     """
 
     tokens: Int[np.ndarray, "batch candidates time"]
     response_mask: Bool[np.ndarray, "batch candidates time"]
     candidate_mask: Bool[np.ndarray, "batch candidates"]
+    desirable: Bool[np.ndarray, "batch candidates"] | None = None
+    reward: Float[np.ndarray, "batch candidates"] | None = None
 
 
 class EncodingCounts(NamedTuple):
@@ -78,23 +82,27 @@ def encode_preferences(
         if value < 1:
             raise ValueError(f"`{name}` is {value}, but at least 1 token was wanted.")
     rows: list[list[_Pieces]] = []
+    encoded: list[Preference] = []
     cut_prompts = cut_responses = indistinct = merged = 0
     for preference in preferences:
         whole = [_pieces(tokenizer, preference.prompt, text) for text in (preference.chosen, *preference.rejected)]
         kept = [_Pieces(_tail(x.prompt, max_prompt), x.response[:max_response], x.merged) for x in whole]
-        if any(np.array_equal(kept[0].response, other.response) for other in kept[1:]):
+        compared = preference.desirable is None  # a labelled response is not compared with another
+        if compared and any(np.array_equal(kept[0].response, other.response) for other in kept[1:]):
             indistinct += 1
             continue
         cut_prompts += any(len(x.prompt) > max_prompt for x in whole)
         cut_responses += sum(len(x.response) > max_response for x in whole)
         merged += sum(x.merged for x in whole)
         rows.append(kept)
+        encoded.append(preference)
     if not rows:
         raise ValueError(
             f"none of {len(preferences)} preferences is left ({indistinct} had the same chosen and rejected response "
             f"within `max_response` = {max_response} tokens). Give more data or raise the limit."
         )
-    return _pad(rows, tokenizer.eos_id), EncodingCounts(len(rows), cut_prompts, cut_responses, indistinct, merged)
+    counts = EncodingCounts(len(rows), cut_prompts, cut_responses, indistinct, merged)
+    return _annotated(_pad(rows, tokenizer.eos_id), encoded), counts
 
 
 class _Pieces(NamedTuple):
@@ -141,6 +149,26 @@ def _pad(rows: Sequence[list[_Pieces]], pad_id: int) -> PreferenceBatch:
     return PreferenceBatch(tokens, response_mask, candidate_mask)
 
 
+def _annotated(batch: PreferenceBatch, preferences: Sequence[Preference]) -> PreferenceBatch:
+    """The batch with the labels and scores of its preferences, where all of them have such."""
+    if all(p.desirable is not None for p in preferences):
+        desirable = np.zeros(batch.candidate_mask.shape, bool)
+        desirable[:, 0] = [p.desirable for p in preferences]
+        batch = batch._replace(desirable=desirable)
+    if all(p.scores is not None for p in preferences):
+        reward = np.zeros(batch.candidate_mask.shape, np.float32)
+        for i, preference in enumerate(preferences):
+            scores = preference.scores or ()
+            if len(scores) != 1 + len(preference.rejected):
+                raise ValueError(
+                    f"preference {i} has {1 + len(preference.rejected)} responses, but {len(scores)} scores: one for "
+                    "each was wanted, the chosen one's first."
+                )
+            reward[i, : len(scores)] = scores
+        batch = batch._replace(reward=reward)
+    return batch
+
+
 def batch_indices(size: int, batch_size: int, *, seed: int, step: int) -> Int[np.ndarray, " batch"]:
     """Which of `size` examples make up batch number `step`: a pure function, so that resuming needs one integer.
 
@@ -158,4 +186,4 @@ def batch_indices(size: int, batch_size: int, *, seed: int, step: int) -> Int[np
 
 def take(batch: PreferenceBatch, indices: Int[np.ndarray, " picked"]) -> PreferenceBatch:
     """Some examples of a batch, in the given order."""
-    return PreferenceBatch(*(array[indices] for array in batch))
+    return batch._replace(**{name: x[indices] for name, x in batch._asdict().items() if x is not None})

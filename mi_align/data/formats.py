@@ -25,42 +25,50 @@ class Chat(Protocol):
 
 
 def read_rows(
-    rows: Iterable[Row],
+    rows: Iterable[Row | ValueError],
     columns: Iterable[str],
     *,
     source: str,
     chat: Chat | None = None,
     on_fault: Callable[[str], None] | None = None,
+    numbers: Iterable[int] | None = None,
+    least: int = 1,
 ) -> list[Preference]:
     """Every row as a preference, in whichever of `LAYOUTS` the columns fit.
 
     Args:
-      rows: mappings from column to value.
+      rows: mappings from column to value; an error in the place of one that could not even be read.
       columns: the table's columns.
       source: what errors call the table, usually a file name.
       chat: how lists of messages become text (`HubTokenizer.chat`), for tables that hold such.
       on_fault: is told of each faulty row, which is then left out; by default the first one raises. Public data has
         such rows: of hh-rlhf's harmless-base test split, 4 in 2,312 have an empty response.
+      numbers: what errors call the rows, such as the lines that they stand in. Default: counted from 1.
+      least: how many usable rows there have to be.
 
     Returns:
       The preferences in the order of the rows.
 
     Raises:
       ValueError: the columns fit no layout, no row is left, or a row does not hold what its layout needs; the message
-        has the row's number, counted from 1.
+        has the row's number.
     """
-    read = _layout(set(columns), source)
+    columns = set(columns)
+    read = _layout(columns, source) if columns else None  # no column: no row could be read
     preferences = []
-    for number, row in enumerate(rows, start=1):
+    for number, row in zip(itertools.count(1) if numbers is None else numbers, rows, strict=False):
         try:
+            if isinstance(row, ValueError):
+                raise row
             text = row if chat is None else _as_text(row, chat)
-            preferences.append(_checked((read if text is row else _layout(set(text), source))(text)))
+            layout = _layout(set(text), source) if read is None or text is not row else read
+            preferences.append(_checked(layout(text)))
         except ValueError as error:
             fault = f"{source}, row {number}: {error}"
             if on_fault is None:
                 raise ValueError(fault) from None
             on_fault(fault)
-    if not preferences:
+    if len(preferences) < least:
         raise ValueError(f"{source} has no usable row. At least one preference was wanted.")
     return preferences
 
@@ -95,7 +103,30 @@ def _dialogue(row: Row) -> Preference:
 
 
 def _demonstration(row: Row) -> Preference:
-    return Preference(_text(row, "prompt"), _text(row, "completion"), ())
+    return Preference(_text(row, "prompt"), _filled("completion", _text(row, "completion")), ())
+
+
+def _labelled(row: Row) -> Preference:
+    return _demonstration(row)._replace(desirable=_label(row.get("label")))
+
+
+def _scored(row: Row) -> Preference:
+    return _demonstration(row)._replace(scores=(_number("score", row.get("score")),))
+
+
+def _ranking(row: Row) -> Preference:
+    """Scored responses, the best first; those of one score stay in their order."""
+    texts, scores = _texts(row, "completions"), row.get("scores")
+    if not isinstance(scores, list | tuple) or len(scores) != len(texts):
+        came = f"{len(scores)} numbers" if isinstance(scores, list | tuple) else f"of type {type(scores).__name__}"
+        raise ValueError(f"`scores` is {came}, but {len(texts)} numbers were wanted, one for each of `completions`.")
+    for i, text in enumerate(texts):
+        if _filled(f"completions[{i}]", text) in texts[:i]:
+            raise ValueError(f"`completions[{texts.index(text)}]` and `completions[{i}]` are the same.")
+    numbers = [_number(f"scores[{i}]", score) for i, score in enumerate(scores)]
+    order = sorted(range(len(texts)), key=lambda i: -numbers[i])
+    chosen, *rejected = (texts[i] for i in order)
+    return Preference(_text(row, "prompt"), chosen, tuple(rejected), scores=tuple(numbers[i] for i in order))
 
 
 #: Columns that have to be there -> how such a row is read; the first that fits. `rejected` is a text or a list. Nothing
@@ -103,6 +134,9 @@ def _demonstration(row: Row) -> Preference:
 LAYOUTS: dict[tuple[str, ...], Callable[[Row], Preference]] = {
     ("prompt", "chosen", "rejected"): _explicit,
     ("chosen", "rejected"): _dialogue,
+    ("prompt", "completions", "scores"): _ranking,
+    ("prompt", "completion", "label"): _labelled,
+    ("prompt", "completion", "score"): _scored,
     ("prompt", "completion"): _demonstration,
     ("messages",): _demonstration,
 }
@@ -117,6 +151,8 @@ def _as_text(row: Row, chat: Chat) -> Row:
 
     Where no prompt is given, it is what the dialogues share up to their last message.
     """
+    if isinstance(row.get("completions"), list) and any(map(_is_messages, row["completions"])):
+        return _list_as_text(row, chat)
     answers = {
         name: row[name] for name in ("chosen", "rejected", "completion", "messages") if _is_messages(row.get(name))
     }
@@ -135,6 +171,11 @@ def _as_text(row: Row, chat: Chat) -> Row:
             raise ValueError(f"the chat template writes the prompt otherwise once `{name}` follows it.")
         texts["completion" if name == "messages" else name] = whole[len(opened) :].rstrip("\n")
     return {**row, "prompt": opened, **texts}
+
+
+def _list_as_text(row: Row, chat: Chat) -> Row:
+    parts = [_as_text({"prompt": row.get("prompt"), "completion": answer}, chat) for answer in row["completions"]]
+    return {**row, "prompt": parts[0]["prompt"], "completions": [part["completion"] for part in parts]}
 
 
 def _shared_messages(dialogues: Mapping[str, list[Any]]) -> tuple[list[Any], dict[str, list[Any]]]:
@@ -178,13 +219,38 @@ def _texts(row: Row, name: str) -> tuple[str, ...]:
     return tuple(_text({f"{name}[{i}]": item}, f"{name}[{i}]") for i, item in enumerate(value))
 
 
+#: Scores become float32.
+_LARGEST = 3e38
+
+
+def _label(value: Any) -> bool:
+    if isinstance(value, bool) or (isinstance(value, int | float) and value in (0, 1)):
+        return bool(value)
+    if value is None:
+        raise ValueError("`label` is missing.")
+    raise ValueError(f"`label` is {value!r}, but true or false, or 1 or 0, was wanted.")
+
+
+def _number(name: str, value: Any) -> float:
+    if value is None:
+        raise ValueError(f"`{name}` is missing.")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= _LARGEST:
+        raise ValueError(f"`{name}` is {value!r}, but a finite number was wanted.")
+    return float(value)
+
+
 def _checked(preference: Preference) -> Preference:
     for name, text in {"chosen": preference.chosen, **_named(preference.rejected)}.items():
-        if not text.strip():
-            raise ValueError(f"the `{name}` response is empty.")
+        _filled(name, text)
         if name != "chosen" and text == preference.chosen:
             raise ValueError(f"`chosen` and `{name}` are the same: such a row prefers nothing.")
     return preference
+
+
+def _filled(name: str, text: str) -> str:
+    if not text.strip():
+        raise ValueError(f"the `{name}` response is empty.")
+    return text
 
 
 def _named(rejected: tuple[str, ...]) -> dict[str, str]:

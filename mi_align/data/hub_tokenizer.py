@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -18,7 +19,7 @@ class HubTokenizer:
     """A tokenizer from `tokenizer.json`, with the special tokens and the chat template of `tokenizer_config.json`.
 
     A tokenizer without a BOS, as Qwen's, opens texts with its EOS, as GPT-2 does: something has to predict the first
-    token.
+    token. `fingerprint` is a hash of all that ids depend on.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -47,6 +48,8 @@ class HubTokenizer:
         bos = self._id(told.get("bos_token"))
         self.eos_id = eos
         self.bos_id = eos if bos is None else bos
+        said = f"{self.eos_id} {self.bos_id} ".encode()
+        self.fingerprint = hashlib.sha256(said + file.read_bytes()).hexdigest()
         template = self.folder / "chat_template.jinja"
         self.chat_template = template.read_text() if template.is_file() else told.get("chat_template")
         self._special = {

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import gzip
 import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from mi_align.data.files import Rows, files_of, read_json
 from mi_align.data.formats import Chat, read_rows
 from mi_align.data.preference import Preference
 
@@ -18,8 +18,15 @@ if TYPE_CHECKING:
 
 __all__ = ["SUFFIXES", "load_preferences"]
 
-#: What a local file may end in -> the builder of `datasets` that reads it.
-SUFFIXES = {".jsonl": "json", ".jsonl.gz": "json", ".json": "json", ".json.gz": "json", ".parquet": "parquet"}
+#: What a local file may end in -> how it is read: "json" here, line by line, what else by a builder of `datasets`.
+SUFFIXES = {
+    ".jsonl": "json",
+    ".jsonl.gz": "json",
+    ".json": "json",
+    ".json.gz": "json",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+}
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
@@ -35,7 +42,8 @@ def load_preferences(
     """Preferences from a file or from the hub; `formats.LAYOUTS` has the layouts that are recognised by their columns.
 
     Args:
-      source: a path that ends in one of `SUFFIXES`, or a hub id such as `"Anthropic/hh-rlhf"`.
+      source: a path that ends in one of `SUFFIXES`, a folder of such files, whose rows follow one another in the order
+        of their names, a folder that `datasets` saved, or a hub id such as `"Anthropic/hh-rlhf"`.
       split: which split of a hub data set; a local file is one split.
       limit: read the first so many rows only.
       chat: how lists of messages become text (`HubTokenizer.chat`), for tables that hold such.
@@ -51,33 +59,66 @@ def load_preferences(
     """
     path = Path(source)
     if path.exists():
-        table, name = _read_file(path), path.name
+        parts = [(_name(file, path), _read_file(file)) for file in files_of(path, SUFFIXES)]
     elif _HUB_ID.fullmatch(str(source)) and not str(source).endswith(tuple(SUFFIXES)):
-        table, name = _read_hub(str(source), split), f"{source} ({split})"
+        parts = [(f"{source} ({split})", _of_table(_read_hub(str(source), split)))]
     else:
         raise FileNotFoundError(
-            f"there is no file {str(source)!r}. A path to an existing {', '.join(SUFFIXES)} file or a hub id "
-            "`owner/name` was wanted."
+            f"there is no file {str(source)!r}. A path to an existing {', '.join(SUFFIXES)} file, to a folder of such, "
+            "or a hub id `owner/name` was wanted."
         )
-    rows = table if limit is None else table.select(range(min(limit, len(table))))
-    return read_rows(rows, table.column_names, source=name, chat=chat, on_fault=on_fault)
+    found: list[Preference] = []
+    left = limit
+    for name, rows in parts:
+        if left == 0:
+            break
+        kept = rows if left is None else rows.first(left)
+        left = None if left is None else left - len(kept.rows)
+        found += read_rows(
+            kept.rows, kept.columns, source=name, chat=chat, on_fault=on_fault, numbers=kept.numbers, least=0
+        )
+    if not found:
+        raise ValueError(f"{path.name or source} has no usable row. At least one preference was wanted.")
+    return found
 
 
-def _read_file(path: Path) -> Dataset:
-    builder = next((kind for suffix, kind in SUFFIXES.items() if path.name.endswith(suffix)), None)
-    if builder is None or not path.is_file():
+def _name(file: Path, source: Path) -> str:
+    """What errors call a file: of a folder, with its place in it."""
+    return file.name if file == source else str(file.relative_to(source.parent))
+
+
+def _read_file(path: Path) -> Rows:
+    kind = next((kind for suffix, kind in SUFFIXES.items() if path.name.endswith(suffix)), None)
+    if kind is None and path.is_dir():
+        return _read_saved(path)
+    if kind is None or not path.is_file():
         raise ValueError(f"{path.name} is no file of a known kind: one that ends in {', '.join(SUFFIXES)} was wanted.")
     if path.stat().st_size == 0:
         raise ValueError(f"{path.name} is empty. At least one preference was wanted.")
-    if builder == "json":
-        _check_utf8(path)
+    if kind == "json":
+        return read_json(path)
     import datasets
 
     with _quiet():
         try:
-            return datasets.load_dataset(builder, data_files=str(path), split="train")
-        except datasets.exceptions.DatasetGenerationError as error:
-            raise ValueError(f"{path.name} could not be read as {builder}: {error.__cause__ or error}") from error
+            return _of_table(datasets.load_dataset(kind, data_files=str(path), split="train"))
+        except (datasets.exceptions.DatasetGenerationError, ValueError, OSError) as error:
+            raise ValueError(f"{path.name} could not be read as {kind}: {error.__cause__ or error}") from error
+
+
+def _read_saved(path: Path) -> Rows:
+    """A folder that `datasets.Dataset.save_to_disk` wrote."""
+    import datasets
+
+    with _quiet():
+        saved = datasets.load_from_disk(str(path))
+    if isinstance(saved, datasets.DatasetDict):
+        raise ValueError(f"{path.name} holds the splits {', '.join(saved)}. Name the folder of one of them.")
+    return _of_table(saved)
+
+
+def _of_table(table: Dataset) -> Rows:
+    return Rows(table, table.column_names, range(1, len(table) + 1))
 
 
 def _read_hub(name: str, split: str) -> Dataset:
@@ -91,21 +132,6 @@ def _read_hub(name: str, split: str) -> Dataset:
                 f"the data set {name!r} was not reached on the Hugging Face hub ({error}). Check the name and the "
                 "network, or give the path of a local file."
             ) from error
-
-
-def _check_utf8(path: Path) -> None:
-    """`datasets` lets broken bytes through; they would surface much later, as a row that cannot be read."""
-    opener = gzip.open if path.name.endswith(".gz") else open
-    unit = "row" if ".jsonl" in path.name else "line"
-    with opener(path, "rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            try:
-                line.decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise ValueError(
-                    f"{path.name}, {unit} {number}: byte 0x{line[error.start]:02x} is not UTF-8. Convert the file, "
-                    "e.g. with `iconv -f latin1 -t utf-8`."
-                ) from None
 
 
 @contextlib.contextmanager

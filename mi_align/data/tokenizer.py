@@ -42,6 +42,7 @@ class ByteTokenizer:
     vocab_size = 258
     eos_id = 256
     bos_id = 257
+    fingerprint = "bytes"
 
     def encode(self, text: str) -> np.ndarray:
         """The bytes of `text`, int32."""

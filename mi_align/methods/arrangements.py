@@ -124,9 +124,20 @@ def one_against_rest(objective: Objective, logits: Logits, candidates: Candidate
 
 
 def ranking(objective: Objective, logits: Logits, candidates: Candidates) -> Losses:
-    """All candidates, best first."""
+    """All candidates, best first; where rewards are given, equal ones are ties, whose order means nothing."""
     mask = candidates.candidate_mask
-    return objective(logits) if mask is None else objective(logits, where=mask)
+    given = {} if mask is None else {"where": mask}
+    if candidates.reward is not None:
+        given["ties"] = _level_with_the_one_before(_rewards(logits, candidates), mask)
+    return objective(logits, **given)
+
+
+def _level_with_the_one_before(rewards: Logits, mask: Bool[Array, "*batch C"] | None) -> Bool[Array, "*batch C"]:
+    """Whether each candidate's reward is that of the last one before it that is there."""
+    place = jax.lax.broadcasted_iota(jnp.int32, rewards.shape, rewards.ndim - 1)
+    last = jax.lax.cummax(fill(place, mask, -1), axis=rewards.ndim - 1)
+    before = jnp.concatenate([jnp.full_like(last[..., :1], -1), last[..., :-1]], axis=-1)
+    return (before >= 0) & (rewards == jnp.take_along_axis(rewards, jnp.maximum(before, 0), axis=-1))
 
 
 def _rewards(logits: Logits, candidates: Candidates) -> Logits:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -14,7 +15,7 @@ from mi_align.logprobs import Layout, token_logps
 from mi_align.models.config import DecoderConfig
 from mi_align.models.decoder import Decoder
 
-__all__ = ["cast", "count_parameters", "hidden_states", "init_decoder", "response_logps", "vocabulary_matrix"]
+__all__ = ["cast", "count_parameters", "hidden_states", "init_decoder", "response_logps", "spread", "vocabulary_matrix"]
 
 Params = Any  # an `nnx.State`: a pytree of arrays
 
@@ -66,8 +67,7 @@ def response_logps(
       `response_mask[..., 1:]`.
     """
     model = nnx.merge(graphdef, params)
-    keep = (lambda x: x) if layout is None else functools.partial(_spread_over, layout)
-    hidden = model(tokens[..., :-1], keep=keep)
+    hidden = model(tokens[..., :-1], keep=spread(layout))
     targets, where = tokens[..., 1:], response_mask[..., 1:]
     return token_logps(
         hidden,
@@ -78,6 +78,11 @@ def response_logps(
         implementation=implementation,
         layout=layout,
     )
+
+
+def spread(layout: Layout | None) -> Callable[[Array], Array]:
+    """What keeps the stream inside a decoder where the layout has its examples; the identity on one device."""
+    return (lambda x: x) if layout is None else functools.partial(_spread_over, layout)
 
 
 def _spread_over(layout: Layout, x: Float[Array, "batch time features"]) -> Float[Array, "batch time features"]:

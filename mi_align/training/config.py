@@ -59,6 +59,11 @@ class DataConfig:
       max_prompt: most tokens of a prompt, which loses its beginning.
       max_response: most tokens of a response, which loses its end.
       negatives: so many rejected responses a prompt, borrowed from other prompts where it has fewer; None: as they are.
+      threshold: scores above it make a response desirable, for methods that read labels; None: scores are no labels.
+      cache: the folder in which encoded data are kept; None: `$MI_ALIGN_CACHE`, or `~/.cache/mi_align` without that;
+        "off": none.
+      buckets: lengths in tokens to one of which each batch is cut, so that little padding is computed; "powers": those
+        of two; None: every batch is as long as the longest example.
       on_bad_row: "error" stops at the first row that cannot be used; "skip" leaves it out, counted and listed.
     """
 
@@ -71,6 +76,9 @@ class DataConfig:
     max_prompt: int = 512
     max_response: int = 512
     negatives: int | None = None
+    threshold: float | None = None
+    cache: str | None = None
+    buckets: tuple[int, ...] | Literal["powers"] | None = None
     on_bad_row: Literal["error", "skip"] = "error"
 
 

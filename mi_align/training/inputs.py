@@ -10,38 +10,33 @@ import jax.numpy as jnp
 
 from mi_align import checks
 from mi_align.data import (
+    Buckets,
     EncodingCounts,
     Preference,
     PreferenceBatch,
     Tokenizer,
-    borrow_negatives,
-    encode_preferences,
+    cache_folder,
+    cached_encoding,
     load_preferences,
     load_tokenizer,
 )
 from mi_align.methods import METHODS, Method
 from mi_align.models import DecoderConfig, Pretrained, fresh_llama, load_pretrained
 from mi_align.training.config import DataConfig, RunConfig
+from mi_align.training.fitting import Note, arranged, fitted
+from mi_align.training.readers import reads_divergence
 from mi_align.training.trained import with_adapter
 
-__all__ = ["SUPERVISED", "Inputs", "load_inputs", "method_of"]
+__all__ = ["SUPERVISED", "Inputs", "buckets_of", "load_inputs", "method_of", "total_steps"]
 
 #: Supervised learning: a row of the table, too, whose mean a token couples a batch; `supervised_loss` is the same in
 #: totals and weights, which micro-batches add up exactly.
 SUPERVISED = "sft"
 
-#: Fields of `Candidates` that a run fills in; methods that read others are for those who write their own loop.
+#: What a run does not have, by the rows that read it.
 _UNFILLED = {
-    "kto": "`reference_point`, an estimate of the divergence from mismatched pairs",
-    "a2po": "`reward`",
-    "nca_reward": "`reward`",
-    "infonca": "`reward`",
-    "exo": "`reward`",
     "bradley_terry": "`score`, of a reward head",
     "plackett_luce_reward": "`score`, of a reward head",
-    "tdpo1": "`reference_kl`",
-    "tdpo2": "`reference_kl`",
-    "wpo": "`log_collision`",
 }
 
 
@@ -57,6 +52,7 @@ class Inputs(NamedTuple):
       counts: what encoding cut, of training and evaluation data.
       method: the configured row; None for supervised learning.
       faults: rows that were left out, and why.
+      notes: what became of the data so that the method can take them.
     """
 
     model: Pretrained
@@ -67,6 +63,7 @@ class Inputs(NamedTuple):
     counts: tuple[EncodingCounts, ...]
     method: Method | None
     faults: Sequence[str]
+    notes: Sequence[str] = ()
 
 
 def method_of(config: RunConfig) -> Method | None:
@@ -87,26 +84,51 @@ def method_of(config: RunConfig) -> Method | None:
             f"{method.name!r} reads {_UNFILLED[method.name]}, which data sets do not hold: write the loop with "
             "`training.train_step`, or take another method."
         )
+    if reads_divergence(method) and config.reference != "live":
+        raise ValueError(
+            f"{method.name!r} reads KL(π_ref ‖ π) over the whole vocabulary at each token, which is too much to keep. "
+            "Set `reference: live`."
+        )
     return method
 
 
 def load_inputs(config: RunConfig) -> Inputs:
     """Read and encode everything; what can be wrong with it is found here, before anything is trained."""
     method = method_of(config)
-    name = config.data.tokenizer or config.model.pretrained or "bytes"
-    tokenizer = load_tokenizer(name)
+    tokens = config.data.tokenizer or config.model.pretrained or "bytes"
+    tokenizer = load_tokenizer(tokens)
     faults: list[str] = []
+    notes: list[str] = []
     train, evaluation = _preferences(config.data, tokenizer, faults)
-    encoded = [_encoded(part, config, tokenizer, method) for part in (train, evaluation) if part]
+    encoded = []
+    for part, preferences in (("training", train), ("evaluation", evaluation)):
+        if preferences:
+            own: list[str] = []
+            encoded.append(_encoded(preferences, config, tokenizer, method, own.append))
+            notes += [f"{part}: {text}" for text in own]
     model = with_adapter(config.model, _model(config, tokenizer), config.seed)
     if model.config.vocab_size < tokenizer.vocab_size:
         raise ValueError(
-            f"the tokenizer {name!r} has {tokenizer.vocab_size:,} ids, but the model's vocabulary has "
+            f"the tokenizer {tokens!r} has {tokenizer.vocab_size:,} ids, but the model's vocabulary has "
             f"{model.config.vocab_size:,}. Name the model's own by `data.tokenizer`."
         )
     batches = [batch for batch, _ in encoded]
     held_out = batches[1] if len(batches) > 1 else None
-    return Inputs(model, tokenizer, str(name), batches[0], held_out, tuple(c for _, c in encoded), method, faults)
+    buckets = buckets_of(config, batches[0], total_steps(config, len(batches[0].tokens)))
+    notes += [] if buckets is None else [f"training: {buckets}"]
+    counts = tuple(c for _, c in encoded)
+    return Inputs(model, tokenizer, str(tokens), batches[0], held_out, counts, method, faults, notes)
+
+
+def total_steps(config: RunConfig, examples: int) -> int:
+    """How many steps a run makes."""
+    return config.steps if config.steps is not None else max(1, round(config.epochs * examples / config.batch))
+
+
+def buckets_of(config: RunConfig, data: PreferenceBatch, steps: int) -> Buckets | None:
+    """The order of batches of similar lengths; None where all are of one length."""
+    wanted = config.data.buckets
+    return None if not wanted else Buckets.of(data, wanted, batch=config.batch, seed=config.seed, steps=steps)
 
 
 def _preferences(
@@ -123,19 +145,13 @@ def _preferences(
 
 
 def _encoded(
-    preferences: Sequence[Preference], config: RunConfig, tokenizer: Tokenizer, method: Method | None
+    preferences: Sequence[Preference], config: RunConfig, tokenizer: Tokenizer, method: Method | None, note: Note
 ) -> tuple[PreferenceBatch, EncodingCounts]:
     data = config.data
-    if method is None:
-        preferences = [p._replace(rejected=()) for p in preferences]
-    elif data.negatives is not None:
-        preferences = borrow_negatives(preferences, data.negatives)
-    elif not all(p.rejected for p in preferences):
-        raise ValueError(
-            f"{config.data.train} has demonstrations, without rejected responses, which {method.name!r} compares with. "
-            f"Take `method: {SUPERVISED}`, or set `data.negatives` to borrow other prompts' responses."
-        )
-    return encode_preferences(preferences, tokenizer, max_prompt=data.max_prompt, max_response=data.max_response)
+    taken = fitted(preferences, method, negatives=data.negatives, threshold=data.threshold, note=note)
+    limits = {"max_prompt": data.max_prompt, "max_response": data.max_response}
+    batch, counts = cached_encoding(taken, tokenizer, **limits, folder=cache_folder(data.cache), note=note)
+    return arranged(batch, method, note), counts
 
 
 def _model(config: RunConfig, tokenizer: Tokenizer) -> Pretrained:

@@ -13,8 +13,10 @@ from mi_align.data import PreferenceBatch
 from mi_align.methods import Method
 from mi_align.numerics import Mean
 from mi_align.training.metrics import Metrics, method_metrics, preference_metrics
+from mi_align.training.readers import Reader
 from mi_align.training.scoring import TokenLogps, candidates
 from mi_align.training.state import Params
+from mi_align.training.unpaired import around_mismatched, unpaired_metrics
 
 __all__ = ["preference_loss", "supervised_loss"]
 
@@ -26,6 +28,8 @@ def preference_loss(
     method: Method | Callable[[Candidates], Float[Array, "batch"]],
     *,
     live: TokenLogps | None = None,
+    read: Reader | None = None,
+    mismatched: bool = False,
 ) -> Callable[..., tuple[Mean, Metrics]]:
     """The loss of a preference method, e.g. `METHODS["dpo"].configure(beta=0.2)`, averaged over the batch.
 
@@ -39,21 +43,36 @@ def preference_loss(
       method: a row of the table, configured.
       live: scores the reference: from the state's reference parameters, or, where it has none, from the policy's own,
         of which an adapter's base is a part.
+      read: makes the candidates of a method that reads more than log-probabilities (`readers.reader`), in the place of
+        `logps` and `live`.
+      mismatched: the last candidate of each example is a response to another prompt (`data.mismatched`), of which KTO's
+        reference point is made. It couples the examples of a batch.
     """
 
     def loss(params: Params, scored: Scored, anchor: Params | None = None) -> tuple[Mean, Metrics]:
         batch, reference = scored
-        if live is not None:
-            reference = jax.lax.stop_gradient(live(params if anchor is None else anchor, batch))
-        compared = candidates(batch, logps(params, batch), reference)
+        if read is not None:
+            compared = read(params, params if anchor is None else anchor, batch, reference)
+        else:
+            if live is not None:
+                reference = jax.lax.stop_gradient(live(params if anchor is None else anchor, batch))
+            compared = candidates(batch, logps(params, batch), reference)
+        if mismatched:
+            compared = around_mismatched(compared)
         there = jnp.any(jnp.asarray(batch.candidate_mask), axis=-1)
-        metrics = preference_metrics(compared)
-        if isinstance(method, Method):
-            metrics |= method_metrics(method, compared)
-        return Mean.of(method(compared), there), metrics
+        return Mean.of(method(compared), there), _metrics(method, compared)
 
-    loss.couples_batch = getattr(method, "couples_batch", False)  # type: ignore[attr-defined]  # for `train_step`
+    coupled = mismatched or getattr(method, "couples_batch", False)
+    loss.couples_batch = coupled  # type: ignore[attr-defined]  # for `train_step`
     return loss
+
+
+def _metrics(method: Method | Callable[[Candidates], Array], compared: Candidates) -> Metrics:
+    if not isinstance(method, Method):
+        return preference_metrics(compared)
+    if compared.desirable is not None:
+        return unpaired_metrics(method, compared)
+    return preference_metrics(compared) | method_metrics(method, compared)
 
 
 def supervised_loss(logps: TokenLogps) -> Callable[[Params, PreferenceBatch], tuple[Mean, Metrics]]:

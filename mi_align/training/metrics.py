@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +40,7 @@ class Clipped(NamedTuple):
 
 
 #: By name, what has `merge` and `value`.
-Metrics = dict[str, Mean | Clipped]
+Metrics = dict[str, Any]
 
 
 def preference_metrics(candidates: Candidates) -> Metrics:
@@ -72,6 +72,8 @@ def method_metrics(method: Method, candidates: Candidates) -> Metrics:
     chosen, rejected = _there(candidates)
     logits = method.logits(candidates)
     positive, negatives = logits[..., 0], logits[..., 1:]
+    if not negatives.shape[-1]:  # single responses with a score
+        return {"rewards/chosen": Mean.of(positive, chosen)}
     margins = positive[..., None] - negatives
     everyone = jnp.concatenate([chosen[..., None], rejected], axis=-1)
     partition = masked_mean(jnp.exp(jnp.clip(logits, -60, 60)), everyone, axis=-1)
@@ -108,7 +110,7 @@ def merge(first: Metrics, second: Metrics) -> Metrics:
     """The metrics of both batches together; the same names have to be in both."""
     if first.keys() != second.keys():
         raise ValueError(f"metrics {sorted(first)} and {sorted(second)} cannot be merged: the same names were wanted.")
-    return {name: mean.merge(second[name]) for name, mean in first.items()}  # type: ignore[arg-type]
+    return {name: mean.merge(second[name]) for name, mean in first.items()}
 
 
 def summarise(metrics: Metrics) -> dict[str, float]:

@@ -16,17 +16,19 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from mi_align.data import PreferenceBatch, batch_indices, save_byte_tokenizer, take
+from mi_align.data import Buckets, PreferenceBatch, batch_indices, save_byte_tokenizer, take, trimmed
 from mi_align.models import Pretrained, save_adapter, save_pretrained
 from mi_align.training.checkpoints import Best, Checkpoints, Stop
 from mi_align.training.config import RunConfig
+from mi_align.training.fitting import reads_mismatched
 from mi_align.training.hosts import agree, fetch, is_first, wait_for_all
-from mi_align.training.inputs import Inputs
+from mi_align.training.inputs import Inputs, buckets_of, total_steps
 from mi_align.training.journal import Journal, Report
 from mi_align.training.losses import preference_loss, supervised_loss
 from mi_align.training.metrics import Metrics, merge, summarise
 from mi_align.training.optimiser import make_optimiser, rate_schedule
 from mi_align.training.parts import join
+from mi_align.training.readers import reader
 from mi_align.training.reference_cache import cached_reference, fingerprint
 from mi_align.training.scoring import TokenLogps, scorer
 from mi_align.training.settings import to_mapping
@@ -68,11 +70,6 @@ class _Program:
     evaluation: Callable[[], Iterator[Batch]]
     rate: optax.Schedule
     frozen_hash: str | None
-
-
-def total_steps(config: RunConfig, examples: int) -> int:
-    """How many steps a run makes."""
-    return config.steps if config.steps is not None else max(1, round(config.epochs * examples / config.batch))
 
 
 def run_training(
@@ -205,17 +202,20 @@ def _program(config: RunConfig, inputs: Inputs, steps: int, output: Path, tick: 
         def loss(params: Params, batch: Batch) -> Any:
             return supervised(params, batch[0])
     else:
-        loss = preference_loss(score, method, live=score if live else None)
+        anchor = score if live else None
+        read = reader(model.graphdef, method, live=anchor, layout=layout)
+        loss = preference_loss(score, method, live=anchor, read=read, mismatched=reads_mismatched(method))
     scores = _reference_scores(config, inputs, score, output, mesh, tick) if needs and not live else [None, None]
+    buckets = buckets_of(config, inputs.train, steps)
     begin = functools.partial(init_state, optimiser=optimiser)
     state = _spread(begin, mesh, _owned(params), reference=reference)
-    state = state._replace(frozen=frozen if mesh is None else jax.device_put(frozen, shardings(frozen, mesh)))
+    state = state._replace(frozen=frozen if mesh is None else put(frozen, shardings(frozen, mesh)))
     step = train_step(loss, optimiser, micro_batches=config.micro_batches, follow=follow)
     return _Program(
         step=compiled_step(step, state, mesh),
         evaluate=jax.jit(functools.partial(_evaluate, loss)),
         state=state,
-        train=lambda n: place(_batch(inputs.train, scores[0], config, n), mesh),
+        train=lambda n: place(_batch(inputs.train, scores[0], config, n, buckets), mesh),
         evaluation=lambda: (place(batch, mesh) for batch in _evaluation(inputs.evaluation, scores[1], config)),
         rate=rate_schedule(config.optimiser, steps),
         frozen_hash=None if frozen is None else fingerprint(frozen),
@@ -271,7 +271,12 @@ def _reference_scores(
     return found
 
 
-def _batch(data: PreferenceBatch, scores: np.ndarray | None, config: RunConfig, step: int) -> Batch:
+def _batch(
+    data: PreferenceBatch, scores: np.ndarray | None, config: RunConfig, step: int, buckets: Buckets | None
+) -> Batch:
+    if buckets is not None:
+        picked, length = buckets.batch(step)
+        return trimmed(take(data, picked), length), None if scores is None else scores[picked][..., : length - 1]
     picked = batch_indices(len(data.tokens), config.batch, seed=config.seed, step=step)
     return take(data, picked), None if scores is None else scores[picked]
 
@@ -336,9 +341,8 @@ def _export(output: Path, config: RunConfig, inputs: Inputs, state: TrainState) 
 def memory_of_step(config: RunConfig, inputs: Inputs) -> str:
     """What the compiled step needs, in words: its arguments (parameters, optimiser, batch) and what it makes beside."""
     steps = total_steps(config, len(inputs.train.tokens))
-    program = _program(
-        dataclasses.replace(config, reference="live"), inputs, steps, Path(config.output), lambda _: None
-    )
+    longest = dataclasses.replace(config, reference="live", data=dataclasses.replace(config.data, buckets=None))
+    program = _program(longest, inputs, steps, Path(config.output), lambda _: None)
     used = program.step.lower(program.state, program.train(0)).compile().memory_analysis()
     mib = 2**20
     return (

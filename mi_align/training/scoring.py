@@ -55,4 +55,6 @@ def candidates(
         reference=reference,
         response_mask=jnp.asarray(batch.response_mask)[..., 1:],
         candidate_mask=jnp.asarray(batch.candidate_mask),
+        desirable=None if batch.desirable is None else jnp.asarray(batch.desirable),
+        reward=None if batch.reward is None else jnp.asarray(batch.reward),
     )
