@@ -7,6 +7,7 @@ from mi_align.data.arithmetic import arithmetic_preferences, solve
 from mi_align.data.batches import EncodingCounts, PreferenceBatch, batch_indices, encode_preferences, take
 from mi_align.data.formats import LAYOUTS, read_rows, split_dialogue
 from mi_align.data.hub_tokenizer import HubTokenizer, load_tokenizer, save_byte_tokenizer
+from mi_align.data.packing import PackedBatch, Packing, chosen_only, first_fit_decreasing, pack, plan_packing
 from mi_align.data.preference import Preference, borrow_negatives
 from mi_align.data.sources import load_preferences
 from mi_align.data.tokenizer import ByteTokenizer, Tokenizer
@@ -16,15 +17,21 @@ __all__ = [
     "ByteTokenizer",
     "EncodingCounts",
     "HubTokenizer",
+    "PackedBatch",
+    "Packing",
     "Preference",
     "PreferenceBatch",
     "Tokenizer",
     "arithmetic_preferences",
     "batch_indices",
     "borrow_negatives",
+    "chosen_only",
     "encode_preferences",
+    "first_fit_decreasing",
     "load_preferences",
     "load_tokenizer",
+    "pack",
+    "plan_packing",
     "read_rows",
     "save_byte_tokenizer",
     "solve",

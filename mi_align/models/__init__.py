@@ -1,13 +1,14 @@
 """Language models: decoders of published families in Flax NNX, used as pure functions of their parameters."""
 
 from mi_align.models.config import DecoderConfig, Llama3Scaling
-from mi_align.models.decoder import Cache, Decoder
+from mi_align.models.decoder import Cache, Decoder, Segments
 from mi_align.models.families import FAMILIES, Family, Weight
 from mi_align.models.functional import (
     cast,
     count_parameters,
     hidden_states,
     init_decoder,
+    packed_logps,
     response_logps,
     vocabulary_matrix,
 )
@@ -23,6 +24,7 @@ __all__ = [
     "Generated",
     "Llama3Scaling",
     "Pretrained",
+    "Segments",
     "Weight",
     "cast",
     "count_parameters",
@@ -33,6 +35,7 @@ __all__ = [
     "hidden_states",
     "init_decoder",
     "load_pretrained",
+    "packed_logps",
     "response_logps",
     "save_pretrained",
     "vocabulary_matrix",

@@ -9,16 +9,16 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mi_align.critics.candidates import Candidates
-from mi_align.data import PreferenceBatch
+from mi_align.data import chosen_only
 from mi_align.methods import Method
 from mi_align.numerics import Mean
 from mi_align.training.metrics import Metrics, method_metrics, preference_metrics
-from mi_align.training.scoring import TokenLogps, candidates
+from mi_align.training.scoring import Batch, TokenLogps, candidates
 from mi_align.training.state import Params
 
 __all__ = ["preference_loss", "supervised_loss"]
 
-Scored = tuple[PreferenceBatch, Float[Array, "batch candidates time-1"] | None]
+Scored = tuple[Batch, Float[Array, "batch candidates time-1"] | None]
 
 
 def preference_loss(
@@ -56,11 +56,11 @@ def preference_loss(
     return loss
 
 
-def supervised_loss(logps: TokenLogps) -> Callable[[Params, PreferenceBatch], tuple[Mean, Metrics]]:
+def supervised_loss(logps: TokenLogps) -> Callable[[Params, Batch], tuple[Mean, Metrics]]:
     """Mean negative log-likelihood of a token of the chosen responses; the rejected ones are not looked at."""
 
-    def loss(params: Params, batch: PreferenceBatch) -> tuple[Mean, Metrics]:
-        chosen = PreferenceBatch(batch.tokens[:, :1], batch.response_mask[:, :1], batch.candidate_mask[:, :1])
+    def loss(params: Params, batch: Batch) -> tuple[Mean, Metrics]:
+        chosen = chosen_only(batch)
         return Mean.of(-logps(params, chosen), jnp.asarray(chosen.response_mask)[..., 1:]), {}
 
     return loss
