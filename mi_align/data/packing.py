@@ -6,7 +6,7 @@ A *group* is a prompt and what follows it; in a row, groups lie one after the ot
     group      1 1 1 1 1 1 1 1   2 2 2 2 2   0 …       0: padding
     branch     0 0 0 1 1 2 2 2   0 0 1 1 2   0 …       0: prompt; 1 + c: what candidate c adds to it
     positions  0 1 2 3 4 3 4 5   0 1 2 3 2   0 …       every branch goes on from the prompt's end
-    previous   · 0 1 2 3 2 5 6   · 8 9 10 9  ·         the first token of *every* branch is predicted by the prompt's last
+    previous   · 0 1 2 3 2 5 6   · 8 9 10 9  ·         every branch's first token is predicted by the prompt's last
 
 A token sees its own group's prompt and its own branch, up to itself, and so is computed as if it stood in a sequence of
 its own. Rows are made up in *packs* of the same number of examples, so that a batch may be cut into micro-batches and
@@ -143,36 +143,17 @@ def pack(batch: PreferenceBatch, packing: Packing) -> PackedBatch:
     shape = (count // packing.examples, packing.rows, packing.length)
     tokens, positions, group, branch = (np.zeros(shape, np.int32) for _ in range(4))
     previous = np.broadcast_to(np.arange(packing.length, dtype=np.int32), shape).copy()
-    places = np.zeros((count, candidates, time - 1), np.int32)
-    packed = PackedBatch(
-        tokens,
-        positions,
-        group,
-        branch,
-        previous,
-        np.zeros(shape, bool),
-        places,
-        batch.response_mask,
-        batch.candidate_mask,
-    )
+    places, scored = np.zeros((count, candidates, time - 1), np.int32), np.zeros(shape, bool)
+    packed = PackedBatch(tokens, positions, group, branch, previous, scored, places, *batch[1:])
     for number in range(shape[0]):
-        first = number * packing.examples
-        inside = groups.sizes[first : first + packing.examples]
-        rows = first_fit_decreasing(inside.ravel(), packing.length)
-        if len(rows) > packing.rows:
-            raise ValueError(
-                f"pack {number} needs {len(rows)} rows of {packing.length} places, but has {packing.rows}. Plan the "
-                "packing over all packs that are made (`plan_packing`)."
-            )
-        for row, items in enumerate(rows):
+        for row, items in enumerate(_rows(groups.sizes, packing, number)):
             end = 0
-            for name, item in enumerate(items, start=1):
-                example, which = divmod(item, inside.shape[1])
-                members = range(candidates) if packing.shared else range(which, which + 1)
-                start, end = end, end + int(inside[example, which])
-                packed.group[number, row, start:end] = name
-                heads = int(groups.heads[first + example, which])
-                _lay(packed, batch, (number, row, start), first + example, members, heads, groups.ends[first + example])
+            for name, (example, which) in enumerate(items, start=1):
+                start, end = end, end + int(groups.sizes[example, which])
+                group[number, row, start:end] = name
+                members = range(candidates) if packing.shared else (which,)
+                parts = _parts(groups, example, which, members)
+                _lay(packed, batch, example, parts, (number, row, start))
     return packed
 
 
@@ -220,36 +201,56 @@ def _refuse_longer(sizes: np.ndarray, length: int) -> None:
     if sizes.max(initial=0) > length:
         example = int(sizes.max(axis=1).argmax())
         raise ValueError(
-            f"example {example} has {sizes[example].max()} tokens in one group, but a row has `length` = {length} places, and a group is "
-            "whole in one row. Make rows longer, or shorten prompts and responses."
+            f"example {example} has a group of {sizes[example].max()} tokens, but a row has {length} places, and a group "
+            "is whole in one row. Make rows longer, or prompts and responses shorter."
         )
 
 
+def _rows(sizes: np.ndarray, packing: Packing, number: int) -> list[list[tuple[int, int]]]:
+    """The groups in each row of a pack, as (example, which of its groups)."""
+    first = number * packing.examples
+    inside = sizes[first : first + packing.examples]
+    rows = first_fit_decreasing(inside.ravel(), packing.length)
+    if len(rows) > packing.rows:
+        raise ValueError(
+            f"pack {number} needs {len(rows)} rows of {packing.length} places, but has {packing.rows}. Plan over all "
+            "packs that will be made (`plan_packing`)."
+        )
+    return [[(first + item // sizes.shape[1], item % sizes.shape[1]) for item in items] for items in rows]
+
+
+class _Part(NamedTuple):
+    """The tokens from `begin` to `end` of a candidate, as branch number `branch`."""
+
+    branch: int
+    candidate: int
+    begin: int
+    end: int
+
+
+def _parts(groups: _Groups, example: int, which: int, members: Iterable[int]) -> list[_Part]:
+    """What a group consists of: what its members share, then what each of them adds."""
+    head, ends = int(groups.heads[example, which]), groups.ends[example]
+    branches = [_Part(1 + c, c, head, int(ends[c])) for c in members if ends[c]]
+    return [_Part(0, branches[0].candidate, 0, head), *branches]
+
+
 def _lay(
-    packed: PackedBatch,
-    batch: PreferenceBatch,
-    start: tuple[int, int, int],
-    example: int,
-    members: range,
-    head: int,
-    ends: np.ndarray,
+    packed: PackedBatch, batch: PreferenceBatch, example: int, parts: list[_Part], start: tuple[int, int, int]
 ) -> None:
-    """Write one group from a place on: what its members share, then what each of them adds."""
+    """Write one group into a row, from a place on."""
     pack, row, at = start
-    tokens, masks = batch.tokens[example], batch.response_mask[example]
-    present = [c for c in members if ends[c]]
-    parts = [(0, present[0], 0, head), *((1 + c, c, head, int(ends[c])) for c in present)]
-    last, length = at + head - 1, packed.tokens.shape[-1]
-    for branch, c, begin, end in parts:
-        here = (pack, row, slice(at, at + end - begin))
-        packed.tokens[here] = tokens[c, begin:end]
-        packed.positions[here] = np.arange(begin, end)
-        packed.branch[here] = branch
-        # A token at position 0 is predicted by nothing, and not scored.
-        packed.scored[here] = masks[c, begin:end] & (np.arange(begin, end) > 0) & (branch > 0)
-        packed.previous[here] = np.maximum(np.arange(at - 1, at - 1 + end - begin), 0)
-        if branch:
-            packed.previous[pack, row, at] = max(last, 0)
-            scored = np.flatnonzero(packed.scored[here])
-            packed.places[example, c, begin - 1 + scored] = row * length + at + scored
-        at += end - begin
+    length, last = packed.tokens.shape[-1], at + parts[0].end - 1  # where what they share ends
+    for part in parts:
+        offsets = np.arange(part.end - part.begin)
+        here = (pack, row, at + offsets)
+        packed.tokens[here] = batch.tokens[example, part.candidate, part.begin : part.end]
+        packed.positions[here] = part.begin + offsets
+        packed.branch[here] = part.branch
+        packed.previous[here] = np.where(offsets > 0, at + offsets - 1, max(last if part.branch else at, 0))
+        if part.branch:
+            wanted = batch.response_mask[example, part.candidate, part.begin : part.end]
+            scored = offsets[wanted & (part.begin + offsets > 0)]  # nothing predicts a token at position 0
+            packed.scored[pack, row, at + scored] = True
+            packed.places[example, part.candidate, part.begin + scored - 1] = row * length + at + scored
+        at += len(offsets)

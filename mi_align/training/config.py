@@ -48,6 +48,9 @@ class DataConfig:
       max_prompt: most tokens of a prompt, which loses its beginning.
       max_response: most tokens of a response, which loses its end.
       negatives: so many rejected responses a prompt, borrowed from other prompts where it has fewer; None: as they are.
+      packing: how examples lie in rows: "none", each candidate padded to the longest one of the data; "plain", several
+        candidates a row; "shared", several examples a row, each prompt once for all its candidates.
+      row_length: places in a row of packed examples; None: as many as the longest of them needs.
       on_bad_row: "error" stops at the first row that cannot be used; "skip" leaves it out, counted and listed.
     """
 
@@ -60,7 +63,17 @@ class DataConfig:
     max_prompt: int = 512
     max_response: int = 512
     negatives: int | None = None
+    packing: Literal["none", "plain", "shared"] = "none"
+    row_length: int | None = None
     on_bad_row: Literal["error", "skip"] = "error"
+
+    def __post_init__(self) -> None:
+        """What goes together."""
+        if self.row_length is not None and (self.packing == "none" or self.row_length < 1):
+            raise ValueError(
+                f"`row_length` is {self.row_length} and `packing` {self.packing!r}, but at least 1 place and packed rows "
+                "were wanted. Set `packing: shared`, or leave it out."
+            )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

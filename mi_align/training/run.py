@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 
 from mi_align.data import PreferenceBatch, batch_indices, save_byte_tokenizer, take
 from mi_align.models import Pretrained, save_pretrained
+from mi_align.training.arranging import Arrangement, arrangement
 from mi_align.training.checkpoints import Checkpoints, Stop
 from mi_align.training.config import RunConfig
 from mi_align.training.inputs import Inputs
@@ -26,6 +27,7 @@ from mi_align.training.metrics import Metrics, merge, summarise
 from mi_align.training.optimiser import make_optimiser, rate_schedule
 from mi_align.training.parts import join, partition
 from mi_align.training.reference_cache import cached_reference
+from mi_align.training.scoring import Batch as Examples
 from mi_align.training.scoring import TokenLogps, scorer
 from mi_align.training.settings import to_mapping
 from mi_align.training.sharding import head_layout, make_mesh, place, shardings
@@ -37,7 +39,7 @@ __all__ = ["Outcome", "Report", "memory_of_step", "run_training", "total_steps"]
 #: (step, numbers by name) -> shown; called for every line of metrics.
 Report = Callable[[int, dict[str, float]], None]
 #: What a step takes: examples, and the reference's scores of them.
-Batch = tuple[PreferenceBatch, np.ndarray | None]
+Batch = tuple[Examples, np.ndarray | None]
 
 
 class Outcome(NamedTuple):
@@ -66,6 +68,7 @@ class _Program:
     train: Callable[[int], Batch]
     evaluation: Callable[[], Iterator[Batch]]
     rate: optax.Schedule
+    facts: dict[str, float]
 
 
 def total_steps(config: RunConfig, examples: int) -> int:
@@ -137,6 +140,7 @@ def _steps(
     first, waiting = int(state.step), None
     journal.begin(first)
     if first == 0:
+        journal.write(0, program.facts)
         journal.write(0, _evaluated(program, state))
     for n in range(first, steps):
         batch, done = program.train(n), n + 1
@@ -210,6 +214,8 @@ def _program(config: RunConfig, inputs: Inputs, steps: int, output: Path, tick: 
     mesh = _mesh(config)
     layout = None if mesh is None else head_layout(mesh, model.config.vocab_size, model.config.width)
     score = scorer(model.graphdef, layout=layout)
+    devices = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
+    arrange = arrangement(config, inputs.train, inputs.evaluation, steps=steps, devices=devices)
     wanted = config.model.trained
     params, frozen = model.params, None
     if wanted:
@@ -227,7 +233,9 @@ def _program(config: RunConfig, inputs: Inputs, steps: int, output: Path, tick: 
             return supervised(params, batch[0])
     else:
         loss = preference_loss(score, method, live=score if live else None)
-    scores = _reference_scores(config, inputs, score, output, mesh, tick) if needs and not live else [None, None]
+    scores = (
+        _reference_scores(config, inputs, score, arrange, output, mesh, tick) if needs and not live else [None, None]
+    )
     begin = functools.partial(init_state, optimiser=optimiser)
     state = _spread(begin, mesh, _owned(params), frozen=_owned(frozen), reference=reference)
     step = train_step(loss, optimiser, micro_batches=config.micro_batches, follow=follow)
@@ -237,9 +245,10 @@ def _program(config: RunConfig, inputs: Inputs, steps: int, output: Path, tick: 
         step=jax.jit(step, donate_argnums=0, out_shardings=out),
         evaluate=jax.jit(functools.partial(_evaluate, loss)),
         state=state,
-        train=lambda n: place(_batch(inputs.train, scores[0], config, n), mesh),
-        evaluation=lambda: (place(batch, mesh) for batch in _evaluation(inputs.evaluation, scores[1], config)),
+        train=lambda n: place(_batch(inputs.train, scores[0], config, n, arrange), mesh),
+        evaluation=lambda: (place(x, mesh) for x in _evaluation(inputs.evaluation, scores[1], config, arrange)),
         rate=rate_schedule(config.optimiser, steps),
+        facts=arrange.facts(),
     )
 
 
@@ -267,6 +276,7 @@ def _reference_scores(
     config: RunConfig,
     inputs: Inputs,
     score: TokenLogps,
+    arrange: Arrangement,
     output: Path,
     mesh: Mesh | None,
     tick: Callable[[float], None],
@@ -278,9 +288,14 @@ def _reference_scores(
     program = jax.jit(score)
 
     def compiled(params: Params, batch: PreferenceBatch) -> jax.Array:
-        return program(params, place(batch, mesh))
+        return program(params, place(arrange(batch), mesh))
 
-    rules = {"soft_cap": inputs.model.config.logit_soft_cap, "jax": jax.__version__, "device": jax.default_backend()}
+    rules: dict[str, Any] = {
+        "soft_cap": inputs.model.config.logit_soft_cap,
+        "jax": jax.__version__,
+        "device": jax.default_backend(),
+    }
+    rules |= arrange.rules()
     for data in (inputs.train, inputs.evaluation):
         if data is None:
             found.append(None)
@@ -292,12 +307,16 @@ def _reference_scores(
     return found
 
 
-def _batch(data: PreferenceBatch, scores: np.ndarray | None, config: RunConfig, step: int) -> Batch:
+def _batch(
+    data: PreferenceBatch, scores: np.ndarray | None, config: RunConfig, step: int, arrange: Arrangement
+) -> Batch:
     picked = batch_indices(len(data.tokens), config.batch, seed=config.seed, step=step)
-    return take(data, picked), None if scores is None else scores[picked]
+    return arrange(take(data, picked)), None if scores is None else scores[picked]
 
 
-def _evaluation(data: PreferenceBatch | None, scores: np.ndarray | None, config: RunConfig) -> Iterator[Batch]:
+def _evaluation(
+    data: PreferenceBatch | None, scores: np.ndarray | None, config: RunConfig, arrange: Arrangement
+) -> Iterator[Batch]:
     """All of the evaluation data in order; the last batch is filled up with examples that have no candidates."""
     if data is None:
         return
@@ -309,7 +328,7 @@ def _evaluation(data: PreferenceBatch | None, scores: np.ndarray | None, config:
             candidate_mask=part.candidate_mask & there[:, None],
             response_mask=part.response_mask & there[:, None, None],
         )
-        yield part, None if scores is None else scores[picked % len(data.tokens)]
+        yield arrange(part), None if scores is None else scores[picked % len(data.tokens)]
 
 
 def _evaluate(loss: Any, state: TrainState, batch: Batch) -> Metrics:
