@@ -184,7 +184,7 @@ def _groups(batch: PreferenceBatch, shared: bool) -> _Groups:
     the boundary of prompt and response, or truncation cut them differently. What is left of a prompt is the branch's.
     """
     mask, time = batch.response_mask, batch.tokens.shape[-1]
-    there = mask.any(axis=-1)
+    there: np.ndarray = np.any(mask, axis=-1)
     begins = np.where(there, mask.argmax(axis=-1), 0)
     ends = np.where(there, time - mask[..., ::-1].argmax(axis=-1), 0)
     if not shared:
@@ -201,8 +201,8 @@ def _refuse_longer(sizes: np.ndarray, length: int) -> None:
     if sizes.max(initial=0) > length:
         example = int(sizes.max(axis=1).argmax())
         raise ValueError(
-            f"example {example} has a group of {sizes[example].max()} tokens, but a row has {length} places, and a group "
-            "is whole in one row. Make rows longer, or prompts and responses shorter."
+            f"example {example} has a group of {sizes[example].max()} tokens, but a row has {length} places, and a "
+            "group is whole in one row. Make rows longer, or prompts and responses shorter."
         )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -35,7 +36,7 @@ class Arrangement:
         """What a user wants to know of it, as metrics."""
         return {} if self.packing is None else {f"packing/{x}": getattr(self.packing, x) for x in _FACTS}
 
-    def rules(self) -> dict[str, list[int]]:
+    def rules(self) -> dict[str, Any]:
         """What the last bits of scores depend on."""
         return {} if self.packing is None else {"packing": [int(x) for x in self.packing[:4]]}
 

@@ -71,8 +71,8 @@ class DataConfig:
         """What goes together."""
         if self.row_length is not None and (self.packing == "none" or self.row_length < 1):
             raise ValueError(
-                f"`row_length` is {self.row_length} and `packing` {self.packing!r}, but at least 1 place and packed rows "
-                "were wanted. Set `packing: shared`, or leave it out."
+                f"`row_length` is {self.row_length} and `packing` {self.packing!r}, but at least 1 place and packed "
+                "rows were wanted. Set `packing: shared`, or leave it out."
             )
 
 

@@ -287,7 +287,7 @@ def _reference_scores(
     params = params if mesh is None else jax.device_put(params, shardings(params, mesh))
     program = jax.jit(score)
 
-    def compiled(params: Params, batch: PreferenceBatch) -> jax.Array:
+    def compiled(params: Params, batch: Any) -> jax.Array:
         return program(params, place(arrange(batch), mesh))
 
     rules: dict[str, Any] = {
