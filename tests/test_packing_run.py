@@ -80,6 +80,7 @@ def test_methods_run_packed(
         assert mine == pytest.approx(theirs, rel=1e-4, abs=2e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(jax.device_count() < 8, reason="8 devices")
 def test_packs_are_spread_over_a_mesh(pairs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     more = ["method=dpo", "data.packing=shared", "steps=2", "data.held_out=0"]
