@@ -176,6 +176,9 @@ _SHOWN = (
     "mi/info_nce",
     "grad_norm",
     "tokens_per_second",
+    "packing/rows",
+    "packing/length",
+    "packing/fill",
 )
 
 

@@ -8,6 +8,7 @@ from mi_align.data.batches import EncodingCounts, PreferenceBatch, batch_indices
 from mi_align.data.buckets import Buckets, trimmed
 from mi_align.data.formats import LAYOUTS, read_rows, split_dialogue
 from mi_align.data.hub_tokenizer import HubTokenizer, load_tokenizer, save_byte_tokenizer
+from mi_align.data.packing import PackedBatch, Packing, chosen_only, first_fit_decreasing, pack, plan_packing
 from mi_align.data.preference import Preference, borrow_negatives
 from mi_align.data.sources import load_preferences
 from mi_align.data.token_cache import cache_folder, cached_encoding
@@ -20,6 +21,8 @@ __all__ = [
     "ByteTokenizer",
     "EncodingCounts",
     "HubTokenizer",
+    "PackedBatch",
+    "Packing",
     "Preference",
     "PreferenceBatch",
     "Tokenizer",
@@ -28,11 +31,15 @@ __all__ = [
     "borrow_negatives",
     "cache_folder",
     "cached_encoding",
+    "chosen_only",
     "encode_preferences",
+    "first_fit_decreasing",
     "labelled",
     "load_preferences",
     "load_tokenizer",
     "mismatched",
+    "pack",
+    "plan_packing",
     "read_rows",
     "save_byte_tokenizer",
     "side_by_side",

@@ -1,13 +1,14 @@
 """Language models: decoders of published families in Flax NNX, used as pure functions of their parameters."""
 
 from mi_align.models.config import DecoderConfig, Llama3Scaling
-from mi_align.models.decoder import Cache, Decoder
+from mi_align.models.decoder import Cache, Decoder, Segments
 from mi_align.models.families import FAMILIES, Family, Weight
 from mi_align.models.functional import (
     cast,
     count_parameters,
     hidden_states,
     init_decoder,
+    packed_logps,
     response_logps,
     vocabulary_matrix,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "Llama3Scaling",
     "LoraConfig",
     "Pretrained",
+    "Segments",
     "Weight",
     "add_adapter",
     "cast",
@@ -43,6 +45,7 @@ __all__ = [
     "load_pretrained",
     "matrices",
     "merge_adapter",
+    "packed_logps",
     "response_logps",
     "save_adapter",
     "save_pretrained",

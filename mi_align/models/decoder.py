@@ -14,7 +14,7 @@ from mi_align.models.config import DecoderConfig
 from mi_align.models.layers import Block, Context, KeysAndValues, Norm
 from mi_align.models.positions import frequencies, turn, window_frequencies
 
-__all__ = ["Cache", "Decoder"]
+__all__ = ["Cache", "Decoder", "Segments"]
 
 #: The keys and values of all layers, `[layers, batch, slots, heads, features]` each, by position.
 Cache = KeysAndValues
@@ -24,6 +24,20 @@ Keep = Callable[[Array], Array]
 
 #: Up to so many layers the scan is unrolled: it compiles as fast, and XLA fuses across layers.
 _UNROLLED = 4
+
+
+class Segments(NamedTuple):
+    """What stands where in rows that hold several sequences, some of which begin alike.
+
+    Attributes:
+      positions: of each token in its own sequence.
+      group: which sequences see nothing of each other; padding may be a group of its own.
+      branch: 0 on what all sequences of a group begin with, another number for what each of them adds.
+    """
+
+    positions: Int[Array, "B T"]
+    group: Int[Array, "B T"]
+    branch: Int[Array, "B T"]
 
 
 class _Layer(NamedTuple):
@@ -68,8 +82,20 @@ class Decoder(nnx.Module):
         `keep` is applied to the stream before every block: on a mesh, it says how it is spread there.
         """
         rows = tokens.reshape(-1, tokens.shape[-1])
-        hidden, _ = self._through(rows, jnp.arange(rows.shape[1])[None], None, keep)
+        self._check_positions(rows.shape[1])
+        hidden, _ = self._through(rows, jnp.arange(rows.shape[1])[None], None, keep=keep)
         return hidden.reshape(*tokens.shape, -1)
+
+    def packed(
+        self, tokens: Int[Array, "B T"], segments: Segments, *, longest: int, keep: Keep = lambda x: x
+    ) -> Float[Array, "B T D"]:
+        """The same where rows hold several sequences: each token as if its own sequence had a row to itself.
+
+        It sees what its group's sequences begin with and what its own branch adds, up to itself. `longest` is a bound
+        on the positions whose hidden states are used, which for learned positions cannot be any.
+        """
+        self._check_positions(longest)
+        return self._through(tokens, segments.positions, None, segments=segments, keep=keep)[0]
 
     def continued(
         self, tokens: Int[Array, "batch time"], positions: Int[Array, "batch time"], cache: Cache
@@ -79,24 +105,34 @@ class Decoder(nnx.Module):
         What the cache holds at later positions is not looked at, so that prompts of uneven lengths may leave anything
         there. Positions beyond its slots are dropped.
         """
+        self._check_positions(cache.keys.shape[2])
         return self._through(tokens, positions, cache)
 
-    def _through(
-        self, tokens: Int[Array, "B T"], positions: Int[Array, "#B T"], cache: Cache | None, keep: Keep = lambda x: x
-    ) -> tuple[Float[Array, "B T D"], Any]:
-        config, slots = self.config, tokens.shape[1] if cache is None else cache.keys.shape[2]
-        if config.learned_positions is not None and slots > config.learned_positions:
+    def _check_positions(self, count: int) -> None:
+        learned = self.config.learned_positions
+        if learned is not None and count > learned:
             raise ValueError(
-                f"there are {slots} positions, but this model has learned {config.learned_positions}. Shorten the text "
-                "(when sampling: the prompts or `max_new`)."
+                f"there are {count} positions, but this model has learned {learned}. Shorten the text (when sampling: "
+                "the prompts or `max_new`)."
             )
+
+    def _through(
+        self,
+        tokens: Int[Array, "B T"],
+        positions: Int[Array, "#B T"],
+        cache: Cache | None,
+        *,
+        segments: Segments | None = None,
+        keep: Keep = lambda x: x,
+    ) -> tuple[Float[Array, "B T D"], Any]:
+        config = self.config
         x = keep(self.embedding[tokens])
         if config.embedding_scale != 1:
             x = x * jnp.asarray(config.embedding_scale, x.dtype)
         if self.positions is not None:
             x = x + self.positions[positions]
         graphdef, params = nnx.split(self.blocks)
-        everywhere, near = _contexts(config, positions, cache)
+        everywhere, near = _contexts(config, positions, cache, segments)
 
         def step(x: Array, layer: _Layer) -> tuple[Array, Any]:
             context = everywhere
@@ -110,22 +146,32 @@ class Decoder(nnx.Module):
         return self.norm(x), cache
 
 
-def _contexts(config: DecoderConfig, positions: Array, cache: Cache | None) -> tuple[Context, Context | None]:
+def _contexts(
+    config: DecoderConfig, positions: Array, cache: Cache | None, segments: Segments | None
+) -> tuple[Context, Context | None]:
     """What a layer that sees everything before it is told, and a windowed one, if there are any.
 
-    The first needs no mask where there is neither cache nor window: attention is then causal by itself.
+    The first needs no mask where there are neither cache, window nor segments: attention is then causal by itself.
     """
     rotary = config.learned_positions is None
     everywhere = Context(positions, turn(positions, frequencies(config)) if rotary else None, None)
-    if config.window is None and cache is None:
+    if config.window is None and cache is None and segments is None:
         return everywhere, None
     slots = positions if cache is None else jnp.arange(cache.keys.shape[2])[None]
     distance = positions[:, :, None] - slots[:, None, :]
-    everywhere = everywhere._replace(mask=distance >= 0)
+    before = distance >= 0 if segments is None else (distance >= 0) & _same_path(segments)
+    everywhere = everywhere._replace(mask=before)
     if config.window is None:
         return everywhere, None
     near = turn(positions, window_frequencies(config)) if rotary else None
-    return everywhere, Context(positions, near, (distance >= 0) & (distance < config.window))
+    return everywhere, Context(positions, near, before & (distance < config.window))
+
+
+def _same_path(segments: Segments) -> Bool[Array, "B T T"]:
+    """Whether the second token is of the first one's group, and either of its branch or of what all branches share."""
+    group, branch = segments.group, segments.branch
+    of_branch = (branch[:, None, :] == 0) | (branch[:, None, :] == branch[:, :, None])
+    return (group[:, None, :] == group[:, :, None]) & of_branch
 
 
 def _remembered(step: Any, config: DecoderConfig) -> Any:

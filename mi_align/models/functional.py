@@ -13,9 +13,18 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
 
 from mi_align.logprobs import Layout, token_logps
 from mi_align.models.config import DecoderConfig
-from mi_align.models.decoder import Decoder
+from mi_align.models.decoder import Decoder, Segments
 
-__all__ = ["cast", "count_parameters", "hidden_states", "init_decoder", "response_logps", "spread", "vocabulary_matrix"]
+__all__ = [
+    "cast",
+    "count_parameters",
+    "hidden_states",
+    "init_decoder",
+    "packed_logps",
+    "response_logps",
+    "spread",
+    "vocabulary_matrix",
+]
 
 Params = Any  # an `nnx.State`: a pytree of arrays
 
@@ -83,6 +92,47 @@ def response_logps(
 def spread(layout: Layout | None) -> Callable[[Array], Array]:
     """What keeps the stream inside a decoder where the layout has its examples; the identity on one device."""
     return (lambda x: x) if layout is None else functools.partial(_spread_over, layout)
+
+
+def packed_logps(
+    graphdef: nnx.GraphDef[Decoder],
+    params: Params,
+    tokens: Int[Array, "rows length"],
+    segments: Segments,
+    previous: Int[Array, "rows length"],
+    scored: Bool[Array, "rows length"],
+    *,
+    longest: int,
+    implementation: str = "auto",
+    layout: Layout | None = None,
+) -> Float[Array, "rows length"]:
+    """`response_logps` of rows that hold several sequences each: log π of every scored token, at its own place.
+
+    Args:
+      graphdef: the decoder's structure.
+      params: its parameters.
+      tokens: what stands at each place.
+      segments: which sequence it belongs to, and where in it.
+      previous: the place, in its row, of the token that predicts it. The last token of a prompt that several responses
+        share predicts the first one of each.
+      scored: which tokens are wanted; 0 elsewhere.
+      longest: no scored token stands at a later position than this.
+      implementation: the way to the log-probabilities, as in `logprobs.token_logps`.
+      layout: how rows and the vocabulary are spread over a mesh, as there.
+    """
+    model = nnx.merge(graphdef, params)
+    keep = (lambda x: x) if layout is None else functools.partial(_spread_over, layout)
+    hidden = model.packed(tokens, segments, longest=longest, keep=keep)
+    predicting = jnp.take_along_axis(hidden, previous[..., None], axis=1)
+    return token_logps(
+        predicting,
+        model.vocabulary,
+        tokens,
+        where=scored,
+        soft_cap=model.config.logit_soft_cap,
+        implementation=implementation,
+        layout=layout,
+    )
 
 
 def _spread_over(layout: Layout, x: Float[Array, "batch time features"]) -> Float[Array, "batch time features"]:

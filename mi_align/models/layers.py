@@ -45,7 +45,7 @@ class Context(NamedTuple):
     Attributes:
       positions: of each token in its sequence.
       turn: of rotary positions; None where positions were learned.
-      mask: which slots a token may look at; None: those up to its own, in a sequence without a cache.
+      mask: which slots a token may look at; None: those up to its own, where a row is one sequence without a cache.
     """
 
     positions: Int[Array, "#B T"]

@@ -64,6 +64,9 @@ class DataConfig:
         "off": none.
       buckets: lengths in tokens to one of which each batch is cut, so that little padding is computed; "powers": those
         of two; None: every batch is as long as the longest example.
+      packing: how examples lie in rows: "none", each candidate padded to the longest one of the data; "plain", several
+        candidates a row; "shared", several examples a row, each prompt once for all its candidates.
+      row_length: places in a row of packed examples; None: as many as the longest of them needs.
       on_bad_row: "error" stops at the first row that cannot be used; "skip" leaves it out, counted and listed.
     """
 
@@ -79,7 +82,19 @@ class DataConfig:
     threshold: float | None = None
     cache: str | None = None
     buckets: tuple[int, ...] | Literal["powers"] | None = None
+    packing: Literal["none", "plain", "shared"] = "none"
+    row_length: int | None = None
     on_bad_row: Literal["error", "skip"] = "error"
+
+    def __post_init__(self) -> None:
+        """What goes together."""
+        if self.row_length is not None and (self.packing == "none" or self.row_length < 1):
+            raise ValueError(
+                f"`row_length` is {self.row_length} and `packing` {self.packing!r}, but at least 1 place and packed "
+                "rows were wanted. Set `packing: shared`, or leave it out."
+            )
+        if self.packing != "none" and self.buckets is not None:
+            raise ValueError("`packing` and `buckets` both do away with padding: set one of them.")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

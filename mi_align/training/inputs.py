@@ -24,7 +24,7 @@ from mi_align.methods import METHODS, Method
 from mi_align.models import DecoderConfig, Pretrained, fresh_llama, load_pretrained
 from mi_align.training.config import DataConfig, RunConfig
 from mi_align.training.fitting import Note, arranged, fitted
-from mi_align.training.readers import reads_divergence
+from mi_align.training.readers import reads_divergence, reads_vocabulary
 from mi_align.training.trained import with_adapter
 
 __all__ = ["SUPERVISED", "Inputs", "buckets_of", "load_inputs", "method_of", "total_steps"]
@@ -88,6 +88,11 @@ def method_of(config: RunConfig) -> Method | None:
         raise ValueError(
             f"{method.name!r} reads KL(π_ref ‖ π) over the whole vocabulary at each token, which is too much to keep. "
             "Set `reference: live`."
+        )
+    if config.data.packing != "none" and reads_vocabulary(method):
+        raise ValueError(
+            f"{method.name!r} reads sums over the vocabulary, for which examples have rows of their own. Set "
+            "`data.packing: none`."
         )
     return method
 

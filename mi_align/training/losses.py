@@ -9,18 +9,18 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mi_align.critics.candidates import Candidates
-from mi_align.data import PreferenceBatch
+from mi_align.data import PreferenceBatch, chosen_only
 from mi_align.methods import Method
 from mi_align.numerics import Mean
 from mi_align.training.metrics import Metrics, method_metrics, preference_metrics
 from mi_align.training.readers import Reader
-from mi_align.training.scoring import TokenLogps, candidates
+from mi_align.training.scoring import Batch, TokenLogps, candidates
 from mi_align.training.state import Params
 from mi_align.training.unpaired import around_mismatched, unpaired_metrics
 
 __all__ = ["preference_loss", "supervised_loss"]
 
-Scored = tuple[PreferenceBatch, Float[Array, "batch candidates time-1"] | None]
+Scored = tuple[Batch, Float[Array, "batch candidates time-1"] | None]
 
 
 def preference_loss(
@@ -52,6 +52,8 @@ def preference_loss(
     def loss(params: Params, scored: Scored, anchor: Params | None = None) -> tuple[Mean, Metrics]:
         batch, reference = scored
         if read is not None:
+            if not isinstance(batch, PreferenceBatch):
+                raise TypeError("the batch is packed, but this method reads candidates that have rows of their own.")
             compared = read(params, params if anchor is None else anchor, batch, reference)
         else:
             if live is not None:
@@ -75,11 +77,11 @@ def _metrics(method: Method | Callable[[Candidates], Array], compared: Candidate
     return preference_metrics(compared) | method_metrics(method, compared)
 
 
-def supervised_loss(logps: TokenLogps) -> Callable[[Params, PreferenceBatch], tuple[Mean, Metrics]]:
+def supervised_loss(logps: TokenLogps) -> Callable[[Params, Batch], tuple[Mean, Metrics]]:
     """Mean negative log-likelihood of a token of the chosen responses; the rejected ones are not looked at."""
 
-    def loss(params: Params, batch: PreferenceBatch) -> tuple[Mean, Metrics]:
-        chosen = PreferenceBatch(batch.tokens[:, :1], batch.response_mask[:, :1], batch.candidate_mask[:, :1])
+    def loss(params: Params, batch: Batch) -> tuple[Mean, Metrics]:
+        chosen = chosen_only(batch)
         return Mean.of(-logps(params, chosen), jnp.asarray(chosen.response_mask)[..., 1:]), {}
 
     return loss

@@ -25,7 +25,7 @@ from mi_align.numerics import as_float, fill
 from mi_align.training.scoring import TokenLogps, candidates
 from mi_align.training.state import Params
 
-__all__ = ["Reader", "reader", "reads_divergence", "token_divergence"]
+__all__ = ["Reader", "reader", "reads_divergence", "reads_vocabulary", "token_divergence"]
 
 #: (parameters, the reference's parameters, batch, its scores if known) -> what the method takes.
 Reader = Callable[[Params, Params, PreferenceBatch, Array | None], Candidates]
@@ -39,15 +39,20 @@ def reads_divergence(method: Method | None) -> bool:
     return method is not None and method.critic in (token_divergence_reward, token_regularised_reward)
 
 
+def reads_vocabulary(method: Method | None) -> bool:
+    """Whether log-probabilities of the tokens are not all that it reads."""
+    return method is not None and (reads_divergence(method) or method.weight is on_policy_weight)
+
+
 def reader(
     graphdef: nnx.GraphDef[Decoder], method: Method, *, live: TokenLogps | None, layout: Layout | None = None
 ) -> Reader | None:
     """How candidates are made for `method`; None where log-probabilities of tokens are all that it reads."""
-    if reads_divergence(method):
-        return _divergence_reader(graphdef, layout)
-    if method.weight is on_policy_weight:
-        return _collision_reader(graphdef, live, layout)
-    return None
+    if not reads_vocabulary(method):
+        return None
+    return (
+        _divergence_reader(graphdef, layout) if reads_divergence(method) else _collision_reader(graphdef, live, layout)
+    )
 
 
 class _Seen(NamedTuple):

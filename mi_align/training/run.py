@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 
 from mi_align.data import Buckets, PreferenceBatch, batch_indices, save_byte_tokenizer, take, trimmed
 from mi_align.models import Pretrained, save_adapter, save_pretrained
+from mi_align.training.arranging import Arrangement, arrangement
 from mi_align.training.checkpoints import Best, Checkpoints, Stop
 from mi_align.training.config import RunConfig
 from mi_align.training.fitting import reads_mismatched
@@ -30,6 +31,7 @@ from mi_align.training.optimiser import make_optimiser, rate_schedule
 from mi_align.training.parts import join
 from mi_align.training.readers import reader
 from mi_align.training.reference_cache import cached_reference, fingerprint
+from mi_align.training.scoring import Batch as Examples
 from mi_align.training.scoring import TokenLogps, scorer
 from mi_align.training.settings import to_mapping
 from mi_align.training.sharding import head_layout, make_mesh, place, put, shardings
@@ -40,7 +42,7 @@ from mi_align.training.trained import CompiledStep, compiled_step, parts_of, res
 __all__ = ["Outcome", "Report", "memory_of_step", "run_training", "total_steps"]
 
 #: What a step takes: examples, and the reference's scores of them.
-Batch = tuple[PreferenceBatch, np.ndarray | None]
+Batch = tuple[Examples, np.ndarray | None]
 
 
 class Outcome(NamedTuple):
@@ -70,6 +72,7 @@ class _Program:
     evaluation: Callable[[], Iterator[Batch]]
     rate: optax.Schedule
     frozen_hash: str | None
+    facts: dict[str, float]
 
 
 def run_training(
@@ -145,6 +148,7 @@ def _steps(
     waiting: Callable[[], None] = _nothing
     journal.begin(first)
     if first == 0:
+        journal.write(0, program.facts)
         journal.write(0, _evaluated(program, state))
     for n in range(first, steps):
         batch, done = program.train(n), n + 1
@@ -191,6 +195,8 @@ def _program(config: RunConfig, inputs: Inputs, steps: int, output: Path, tick: 
     mesh = _mesh(config)
     layout = None if mesh is None else head_layout(mesh, model.config.vocab_size, model.config.width)
     score = scorer(model.graphdef, layout=layout)
+    devices = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
+    arrange = arrangement(config, inputs.train, inputs.evaluation, steps=steps, devices=devices)
     params, frozen = parts_of(config.model, model)
     needs = method is not None and method.needs_reference
     live = needs and config.reference == "live"
@@ -205,7 +211,8 @@ def _program(config: RunConfig, inputs: Inputs, steps: int, output: Path, tick: 
         anchor = score if live else None
         read = reader(model.graphdef, method, live=anchor, layout=layout)
         loss = preference_loss(score, method, live=anchor, read=read, mismatched=reads_mismatched(method))
-    scores = _reference_scores(config, inputs, score, output, mesh, tick) if needs and not live else [None, None]
+    scored = needs and not live
+    scores = _reference_scores(config, inputs, score, arrange, output, mesh, tick) if scored else [None, None]
     buckets = buckets_of(config, inputs.train, steps)
     begin = functools.partial(init_state, optimiser=optimiser)
     state = _spread(begin, mesh, _owned(params), reference=reference)
@@ -215,10 +222,11 @@ def _program(config: RunConfig, inputs: Inputs, steps: int, output: Path, tick: 
         step=compiled_step(step, state, mesh),
         evaluate=jax.jit(functools.partial(_evaluate, loss)),
         state=state,
-        train=lambda n: place(_batch(inputs.train, scores[0], config, n, buckets), mesh),
-        evaluation=lambda: (place(batch, mesh) for batch in _evaluation(inputs.evaluation, scores[1], config)),
+        train=lambda n: place(_batch(inputs.train, scores[0], config, n, arrange, buckets), mesh),
+        evaluation=lambda: (place(x, mesh) for x in _evaluation(inputs.evaluation, scores[1], config, arrange)),
         rate=rate_schedule(config.optimiser, steps),
         frozen_hash=None if frozen is None else fingerprint(frozen),
+        facts=arrange.facts(),
     )
 
 
@@ -246,6 +254,7 @@ def _reference_scores(
     config: RunConfig,
     inputs: Inputs,
     score: TokenLogps,
+    arrange: Arrangement,
     output: Path,
     mesh: Mesh | None,
     tick: Callable[[float], None],
@@ -256,10 +265,15 @@ def _reference_scores(
     params = params if mesh is None else put(params, shardings(params, mesh))
     program = jax.jit(score)
 
-    def compiled(params: Params, batch: PreferenceBatch) -> jax.Array:
-        return program(params, place(batch, mesh))
+    def compiled(params: Params, batch: Any) -> jax.Array:
+        return program(params, place(arrange(batch), mesh))
 
-    rules = {"soft_cap": inputs.model.config.logit_soft_cap, "jax": jax.__version__, "device": jax.default_backend()}
+    rules: dict[str, Any] = {
+        "soft_cap": inputs.model.config.logit_soft_cap,
+        "jax": jax.__version__,
+        "device": jax.default_backend(),
+    }
+    rules |= arrange.rules()
     for data in (inputs.train, inputs.evaluation):
         if data is None:
             found.append(None)
@@ -272,16 +286,23 @@ def _reference_scores(
 
 
 def _batch(
-    data: PreferenceBatch, scores: np.ndarray | None, config: RunConfig, step: int, buckets: Buckets | None
+    data: PreferenceBatch,
+    scores: np.ndarray | None,
+    config: RunConfig,
+    step: int,
+    arrange: Arrangement,
+    buckets: Buckets | None,
 ) -> Batch:
     if buckets is not None:
         picked, length = buckets.batch(step)
         return trimmed(take(data, picked), length), None if scores is None else scores[picked][..., : length - 1]
     picked = batch_indices(len(data.tokens), config.batch, seed=config.seed, step=step)
-    return take(data, picked), None if scores is None else scores[picked]
+    return arrange(take(data, picked)), None if scores is None else scores[picked]
 
 
-def _evaluation(data: PreferenceBatch | None, scores: np.ndarray | None, config: RunConfig) -> Iterator[Batch]:
+def _evaluation(
+    data: PreferenceBatch | None, scores: np.ndarray | None, config: RunConfig, arrange: Arrangement
+) -> Iterator[Batch]:
     """All of the evaluation data in order; the last batch is filled up with examples that have no candidates."""
     if data is None:
         return
@@ -293,7 +314,7 @@ def _evaluation(data: PreferenceBatch | None, scores: np.ndarray | None, config:
             candidate_mask=part.candidate_mask & there[:, None],
             response_mask=part.response_mask & there[:, None, None],
         )
-        yield part, None if scores is None else scores[picked % len(data.tokens)]
+        yield arrange(part), None if scores is None else scores[picked % len(data.tokens)]
 
 
 def _evaluate(loss: Any, state: TrainState, batch: Batch) -> Metrics:

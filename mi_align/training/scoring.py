@@ -10,15 +10,18 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from mi_align.critics.candidates import Candidates
-from mi_align.data import PreferenceBatch
+from mi_align.data import PackedBatch, PreferenceBatch
 from mi_align.logprobs import Layout
-from mi_align.models import Decoder, response_logps
+from mi_align.models import Decoder, Segments, packed_logps, response_logps
+from mi_align.numerics import fill
 from mi_align.training.state import Params
 
-__all__ = ["TokenLogps", "candidates", "scorer"]
+__all__ = ["Batch", "TokenLogps", "candidates", "scorer"]
 
-#: (parameters, batch) -> log π of each response token, `[batch, candidates, time − 1]`.
-TokenLogps = Callable[[Params, PreferenceBatch], Float[Array, "batch candidates time-1"]]
+#: Preferences, a row for each candidate, or several candidates in a row.
+Batch = PreferenceBatch | PackedBatch
+#: (parameters, batch) -> log π of each response token, `[batch, candidates, time − 1]`, however the batch is laid out.
+TokenLogps = Callable[[Params, Batch], Float[Array, "batch candidates time-1"]]
 
 
 def scorer(
@@ -37,15 +40,39 @@ def scorer(
     """
 
     @jax.checkpoint
-    def logps(params: Params, batch: PreferenceBatch) -> Float[Array, "batch candidates time-1"]:
+    def logps(params: Params, batch: Batch) -> Float[Array, "batch candidates time-1"]:
+        if isinstance(batch, PackedBatch):
+            return _packed(graphdef, params, batch, implementation, layout)
         tokens, mask = jnp.asarray(batch.tokens), jnp.asarray(batch.response_mask)
         return response_logps(graphdef, params, tokens, mask, implementation=implementation, layout=layout)
 
     return logps
 
 
+def _packed(
+    graphdef: nnx.GraphDef[Decoder], params: Params, batch: PackedBatch, implementation: str, layout: Layout | None
+) -> Float[Array, "batch candidates time-1"]:
+    """Scores of rows, brought to where those of a batch without packing are."""
+    places = jnp.asarray(batch.places)
+    packs, _, length = batch.tokens.shape
+    tokens, positions, group, branch, previous, scored = (jnp.reshape(x, (-1, length)) for x in batch[:6])
+    at_places = packed_logps(
+        graphdef,
+        params,
+        tokens,
+        Segments(positions, group, branch),
+        previous,
+        scored,
+        longest=places.shape[-1],
+        implementation=implementation,
+        layout=layout,
+    )
+    logps = jnp.take_along_axis(at_places.reshape(packs, -1), places.reshape(packs, -1), axis=1)
+    return fill(logps.reshape(places.shape), jnp.asarray(batch.response_mask)[..., 1:], 0)
+
+
 def candidates(
-    batch: PreferenceBatch,
+    batch: Batch,
     policy: Float[Array, "batch candidates time-1"],
     reference: Float[Array, "batch candidates time-1"] | None,
 ) -> Candidates:
