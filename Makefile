@@ -16,7 +16,7 @@ PEERS := "liger-kernel>=0.8.5,<0.9" "cut-cross-entropy>=25.1.1,<26"
 .PHONY: help setup reproduce test test-slow conformance mutants lint format bench peers bench-logprobs bench-losses bench-tokamax lock readme clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## make the environment (done by every target that needs it)
 	@command -v $(PYTHON) >/dev/null || { echo "setup: $(PYTHON) was not found. Install Python >= 3.11, or name one: make PYTHON=/path/to/python"; exit 1; }

@@ -34,10 +34,19 @@ class Train:
     """Go on from the last checkpoint in `output`: bit for bit as if the run had not been interrupted."""
     dry_run: bool = False
     """Read everything, print the settings, the counts and the memory that a compiled step needs, and train nothing."""
+    topology: str | None = None
+    """With --dry-run: compile the step for these TPUs instead, v5e:4x4 say, which need not be there. Reads no weights
+    and no data. Needs `pip install "jax[tpu]"`."""
 
     def run(self) -> int:
         """Load, train, tell."""
-        return train(self.settings, resume=self.resume, dry_run=self.dry_run)
+        if self.topology is None:
+            return train(self.settings, resume=self.resume, dry_run=self.dry_run)
+        if not self.dry_run:
+            raise ValueError(
+                "--topology names devices that are not there, where nothing can be trained: add --dry-run."
+            )
+        return ahead_of_time(self.settings, self.topology)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,13 +70,10 @@ def train(settings: tuple[str, ...], *, resume: bool, dry_run: bool) -> int:
     from rich.console import Console
 
     from mi_align.training.checkpoints import stopping
-    from mi_align.training.config import RunConfig
     from mi_align.training.inputs import load_inputs
     from mi_align.training.run import run_training, total_steps
-    from mi_align.training.settings import load
 
-    file = settings[0] if settings and "=" not in settings[0] else None
-    config = load(RunConfig, file, settings[1:] if file else settings)
+    config = _settings(settings)
     console = Console(highlight=False, soft_wrap=True)
     inputs = load_inputs(config)
     steps = total_steps(config, len(inputs.train.tokens))
@@ -82,6 +88,24 @@ def train(settings: tuple[str, ...], *, resume: bool, dry_run: bool) -> int:
     else:
         console.print(f"trained for {outcome.step} steps; model: {outcome.exported}", markup=False)
     return 0
+
+
+def ahead_of_time(settings: tuple[str, ...], topology: str) -> int:
+    """Compile a run's step for devices that are not there; 1 where it does not fit."""
+    from mi_align.training.topology import compile_step, devices_of, told
+
+    config = _settings(settings)
+    memory = compile_step(config, devices_of(topology))
+    print(told(memory, config))
+    return int(memory.fits is False)
+
+
+def _settings(settings: tuple[str, ...]) -> RunConfig:
+    from mi_align.training.config import RunConfig
+    from mi_align.training.settings import load
+
+    file = settings[0] if settings and "=" not in settings[0] else None
+    return load(RunConfig, file, settings[1:] if file else settings)
 
 
 def _tell(console: Console, config: RunConfig, inputs: Inputs, steps: int) -> None:

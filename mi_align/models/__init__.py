@@ -1,5 +1,6 @@
 """Language models: decoders of published families in Flax NNX, used as pure functions of their parameters."""
 
+from mi_align.models.abstract import abstract_decoder, published_config
 from mi_align.models.config import DecoderConfig, Llama3Scaling
 from mi_align.models.decoder import Cache, Decoder
 from mi_align.models.families import FAMILIES, Family, Weight
@@ -24,6 +25,7 @@ __all__ = [
     "Llama3Scaling",
     "Pretrained",
     "Weight",
+    "abstract_decoder",
     "cast",
     "count_parameters",
     "empty_cache",
@@ -33,6 +35,7 @@ __all__ = [
     "hidden_states",
     "init_decoder",
     "load_pretrained",
+    "published_config",
     "response_logps",
     "save_pretrained",
     "vocabulary_matrix",

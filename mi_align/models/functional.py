@@ -49,6 +49,7 @@ def response_logps(
     response_mask: Bool[Array, "*batch time"],
     *,
     implementation: str = "auto",
+    memory_budget: int | None = None,
     layout: Layout | None = None,
 ) -> Float[Array, "*batch time-1"]:
     """log π of each response token given all before it, in nats; 0 on prompt and padding.
@@ -59,6 +60,7 @@ def response_logps(
       tokens: prompt, response and padding, `[..., time]`.
       response_mask: True on the response's tokens, `[..., time]`.
       implementation: the way to the log-probabilities, as in `logprobs.token_logps`.
+      memory_budget: bytes of logits kept for the backward pass, as there.
       layout: how tokens and the vocabulary are spread over a mesh, as there.
 
     Returns:
@@ -76,6 +78,7 @@ def response_logps(
         where=where,
         soft_cap=model.config.logit_soft_cap,
         implementation=implementation,
+        memory_budget=memory_budget,
         layout=layout,
     )
 

@@ -17,9 +17,10 @@ import optax
 from jax.sharding import Mesh
 
 from mi_align.data import PreferenceBatch, batch_indices, save_byte_tokenizer, take
-from mi_align.models import Pretrained, save_pretrained
+from mi_align.models import Pretrained, count_parameters, save_pretrained
 from mi_align.training.checkpoints import Checkpoints, Stop
 from mi_align.training.config import RunConfig
+from mi_align.training.devices import batch_flops, utilisation
 from mi_align.training.inputs import Inputs
 from mi_align.training.losses import preference_loss, supervised_loss
 from mi_align.training.metrics import Metrics, merge, summarise
@@ -66,6 +67,7 @@ class _Program:
     train: Callable[[int], Batch]
     evaluation: Callable[[], Iterator[Batch]]
     rate: optax.Schedule
+    flops: Callable[[PreferenceBatch], float]
 
 
 def total_steps(config: RunConfig, examples: int) -> int:
@@ -146,6 +148,7 @@ def _steps(
             waiting = None
         if done % config.log_every == 0 or done == steps:
             about = {"rate": program.rate(n), "tokens": batch[0].tokens.size, "time": time.perf_counter()}
+            about["flops"] = program.flops(batch[0])
             waiting = done, {"metrics": metrics, **about}
         ends = stop.requested or done == steps
         evaluates = done == steps or _due(done, config.evaluate_every)
@@ -189,7 +192,7 @@ class _Journal:
                 "learning_rate": float(found["rate"]),
                 "seconds_per_step": each,
                 "tokens_per_second": found["tokens"] / each,
-            }
+            } | utilisation(found["flops"], each, jax.devices()[0].device_kind, jax.device_count())
             self._since, self._step = found["time"], step
         self.last |= numbers
         # JSON has no NaN: a number that is none is written as null.
@@ -209,7 +212,12 @@ def _program(config: RunConfig, inputs: Inputs, steps: int, output: Path, tick: 
     model, method = inputs.model, inputs.method
     mesh = _mesh(config)
     layout = None if mesh is None else head_layout(mesh, model.config.vocab_size, model.config.width)
-    score = scorer(model.graphdef, layout=layout)
+    score = scorer(
+        model.graphdef,
+        layout=layout,
+        compute_dtype=config.model.compute_dtype,
+        exact_start=config.model.exact_start,
+    )
     wanted = config.model.trained
     params, frozen = model.params, None
     if wanted:
@@ -240,6 +248,7 @@ def _program(config: RunConfig, inputs: Inputs, steps: int, output: Path, tick: 
         train=lambda n: place(_batch(inputs.train, scores[0], config, n), mesh),
         evaluation=lambda: (place(batch, mesh) for batch in _evaluation(inputs.evaluation, scores[1], config)),
         rate=rate_schedule(config.optimiser, steps),
+        flops=functools.partial(batch_flops, model.config, count_parameters(model.params), live=live),
     )
 
 
@@ -281,6 +290,7 @@ def _reference_scores(
         return program(params, place(batch, mesh))
 
     rules = {"soft_cap": inputs.model.config.logit_soft_cap, "jax": jax.__version__, "device": jax.default_backend()}
+    rules |= {"compute_dtype": config.model.compute_dtype}
     for data in (inputs.train, inputs.evaluation):
         if data is None:
             found.append(None)
