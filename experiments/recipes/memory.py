@@ -3,9 +3,9 @@
     JAX_PLATFORMS=cpu python -m experiments.recipes.memory              all rows, minutes each; needs jax[tpu]
     JAX_PLATFORMS=cpu python -m experiments.recipes.memory llama-3-8b   the rows of one recipe
 
-Writes memory.json and memory.md beside this file after each row; rows that were not asked for stay. Nothing is run, and
-no weights are read: shapes/ has the models' `config.json`. GPUs have no compiler here: their row is counted from shapes,
-which says what the state takes and nothing of temporaries.
+Writes memory.json and memory.md beside this file after each row; rows that were not asked for stay. Nothing is run,
+and no weights are read: shapes/ has what of the models' `config.json` matters. GPUs have no compiler here: their row is
+counted from shapes, which says what the state takes and nothing of temporaries.
 """
 
 from __future__ import annotations

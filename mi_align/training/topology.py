@@ -113,7 +113,7 @@ def compile_step(config: RunConfig, devices: list[Any]) -> StepMemory:
     lowered = jax.jit(step, donate_argnums=0, out_shardings=(where, None)).lower(state, batch)
     capacity = None if chip is None else chip.memory
     try:
-        used = lowered.compile().memory_analysis()
+        used: Any = lowered.compile().memory_analysis()
     except jax.errors.JaxRuntimeError as problem:
         if "RESOURCE_EXHAUSTED" not in str(problem):
             raise
@@ -153,29 +153,23 @@ def _step(config: RunConfig, shape: DecoderConfig, mesh: Mesh) -> tuple[Any, Any
     begin = functools.partial(init_state, optimiser=optimiser)
     state = jax.eval_shape(begin, params, frozen=frozen, reference=params if live else None)
     step = train_step(loss, optimiser, micro_batches=config.micro_batches)
-    needs = method is not None and method.needs_reference and not live
-    return (
-        step,
-        _placed(state, shardings(state, mesh)),
-        _batch(config, mesh, candidates=method is not None, scored=needs),
-    )
+    cached = method is not None and method.needs_reference and not live
+    batch = _batch(config, mesh, candidates=method is not None, scored=cached)
+    return step, _placed(state, shardings(state, mesh)), batch
 
 
 def _batch(config: RunConfig, mesh: Mesh, *, candidates: bool, scored: bool) -> Any:
     """The longest batch that the data can make."""
     spread = mesh.shape["data"] * mesh.shape["fsdp"]
-    if config.batch // config.micro_batches % spread:
+    part = config.batch // config.micro_batches
+    if part % spread:
         raise ValueError(
-            f"`batch` / `micro_batches` is {config.batch // config.micro_batches}, which the {spread} devices along data "
-            "and fsdp do not divide."
+            f"`batch` / `micro_batches` is {part}, which the {spread} devices along data and fsdp do not divide."
         )
     number = 1 + (config.data.negatives or 1) if candidates else 1
     tokens = (config.batch, number, config.data.max_prompt + config.data.max_response)
-    shapes = PreferenceBatch(
-        jax.ShapeDtypeStruct(tokens, jnp.int32),
-        jax.ShapeDtypeStruct(tokens, jnp.bool_),
-        jax.ShapeDtypeStruct(tokens[:2], jnp.bool_),
-    )
+    kinds = (tokens, jnp.int32), (tokens, jnp.bool_), (tokens[:2], jnp.bool_)
+    shapes = PreferenceBatch._make(jax.ShapeDtypeStruct(*kind) for kind in kinds)
     scores = jax.ShapeDtypeStruct((*tokens[:2], tokens[2] - 1), jnp.float32) if scored else None
     given = shapes, scores
     return _placed(given, jax.tree.map(lambda _: NamedSharding(mesh, P(("data", "fsdp"))), given))
