@@ -1,7 +1,7 @@
 """What the recipes need of memory, compiled ahead of time for the TPUs that they are meant for.
 
     JAX_PLATFORMS=cpu python -m experiments.recipes.memory              all rows, minutes each; needs jax[tpu]
-    JAX_PLATFORMS=cpu python -m experiments.recipes.memory llama-3-8b   the rows of one recipe
+    JAX_PLATFORMS=cpu python -m experiments.recipes.memory llama-3-8b   the rows of one recipe, or of 8xH100
 
 Writes memory.json and memory.md beside this file after each row; rows that were not asked for stay. Nothing is run,
 and no weights are read: shapes/ has what of the models' `config.json` matters. GPUs have no compiler here: their row is
@@ -20,6 +20,7 @@ from mi_align.benchmark import harness
 
 HERE = Path(__file__).parent
 GIB = 2**30
+GPUS = "8xH100"
 
 
 class Wanted(NamedTuple):
@@ -50,7 +51,7 @@ def row_of(wanted: Wanted) -> dict[str, Any]:
     config = load(RunConfig, HERE / f"{wanted.recipe}.yaml", (shape, *wanted.settings))
     row: dict[str, Any] = {
         "recipe": wanted.recipe,
-        "topology": wanted.topology or "8 × H100 80 GB",
+        "topology": wanted.topology or GPUS,
         "fsdp": config.fsdp,
     }
     row |= {"batch": config.batch, "micro_batches": config.micro_batches}
@@ -86,17 +87,17 @@ def table(rows: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    kept = json.loads((HERE / "memory.json").read_text())["rows"] if (HERE / "memory.json").exists() else []
-    rows = {(row["recipe"], row["topology"]): row for row in kept}
     for wanted in WANTED:
-        if sys.argv[1:] and wanted.recipe not in sys.argv[1:]:
+        words = wanted.recipe, wanted.topology or GPUS
+        if sys.argv[1:] and not any(word in words for word in sys.argv[1:]):
             continue
         row = row_of(wanted)
-        rows[row["recipe"], row["topology"]] = row
         print(row, flush=True)
-        shown = list(rows.values())
+        kept = json.loads((HERE / "memory.json").read_text())["rows"] if (HERE / "memory.json").exists() else []
+        known = {(row["recipe"], row["topology"]): row for row in [*kept, row]}
+        rows = [known[key] for w in WANTED if (key := (w.recipe, w.topology or GPUS)) in known]
         head = "A step of each recipe, a device; compiled for TPUs, counted from shapes for GPUs; nothing was run.\n\n"
-        harness.write("memory", shown, head + table(shown), HERE)
+        harness.write("memory", rows, head + table(rows), HERE)
 
 
 if __name__ == "__main__":
