@@ -24,7 +24,7 @@ from mi_align.training.run import run_training
 from mi_align.training.settings import load
 
 SHAPE = "model.shape={width: 16, layers: 1, heads: 2}"
-MOMENT = ("seconds_per_step", "tokens_per_second")
+MOMENT = ("seconds_per_step", "tokens_per_second", "flops", "mfu")
 
 
 @pytest.fixture
