@@ -77,6 +77,7 @@ def devices_of(topology: str) -> list[Any]:
             'the TPU\'s compiler is not installed. Install it with `pip install "jax[tpu]"`; no TPU is needed.'
         )
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # else it asks the network which machine it is on
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # no device is opened, so that several may compile at once
     from jax.experimental import topologies
 
     try:
