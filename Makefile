@@ -13,10 +13,10 @@ bin := $(VENV)/bin
 # They ask for a torch or a triton of their own; without dependencies they take the one that is there.
 PEERS := "liger-kernel>=0.8.5,<0.9" "cut-cross-entropy>=25.1.1,<26"
 
-.PHONY: help setup reproduce test test-slow conformance mutants lint format bench peers bench-logprobs bench-losses bench-tokamax lock readme clean
+.PHONY: help setup reproduce test test-slow conformance mutants lint format bench peers bench-logprobs bench-losses bench-tokamax bench-train-step lock readme clean
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: ## make the environment (done by every target that needs it)
 	@command -v $(PYTHON) >/dev/null || { echo "setup: $(PYTHON) was not found. Install Python >= 3.11, or name one: make PYTHON=/path/to/python"; exit 1; }
@@ -63,6 +63,10 @@ bench-tokamax: ## time loss kernels beside tokamax, in an environment of its own
 	@$(PYTHON) scripts/setup_env.py .venv-tokamax tokamax
 	@.venv-tokamax/bin/python benchmarks/logprobs.py --write --name tokamax --implementations chunked,memory_budget,plain,optax \
 		--methods none --peers tokamax,tokamax_chunked $(ARGS)
+
+bench-train-step: ## time a whole step of DPO beside TRL's trainer, in an environment of its own
+	@$(PYTHON) scripts/setup_env.py .venv-trl trl
+	@.venv-trl/bin/python benchmarks/train_step.py --write $(ARGS)
 
 lock: setup ## refresh requirements-dev.txt
 	@$(bin)/uv pip compile -q --universal --generate-hashes --python-version 3.11 --group dev pyproject.toml -o requirements-dev.txt

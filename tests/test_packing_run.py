@@ -14,10 +14,9 @@ from mi_align.training.arranging import arrangement
 from mi_align.training.checkpoints import Stop
 from mi_align.training.config import DataConfig, RunConfig
 from mi_align.training.inputs import load_inputs
+from mi_align.training.journal import OF_THE_MOMENT
 from mi_align.training.run import run_training
 from mi_align.training.settings import load
-
-MOMENT = ("seconds_per_step", "tokens_per_second")
 
 
 @pytest.fixture
@@ -38,11 +37,11 @@ def run(pairs: str, output: Path, *more: str, resume: bool = False, stop: Stop |
     config = load(RunConfig, None, [f"data.train={pairs}", f"output={output}", shape, *few, *more])
     run_training(config, load_inputs(config), resume=resume, stop=stop)
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in MOMENT} for line in lines]
+    return [{k: v for k, v in line.items() if k not in OF_THE_MOMENT} for line in lines]
 
 
 def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mi_align.training.run._mesh", lambda config: None)
+    monkeypatch.setattr("mi_align.training.program.mesh_of", lambda config: None)
 
 
 def test_a_packed_run_has_the_numbers_of_one_that_is_not_and_resumes_bit_for_bit(

@@ -43,10 +43,11 @@ def test_every_place_gets_every_number(tmp_path: Path, monkeypatch: pytest.Monke
         lines.begin(4)
         began = lines._since
         metrics = {"loss": Mean(jnp.float32(3), jnp.float32(4))}
-        lines.step(6, metrics, rate=jnp.float32(0.5), tokens=300, ended=began + 3.0)
+        lines.step(6, metrics, rate=jnp.float32(0.5), tokens=300, flops=6e9, ended=began + 3.0)
         lines.write(6, {"eval/loss": 0.25})
         lines.write(6, {})  # nothing to say, no line
     first = {"loss": 0.75, "learning_rate": 0.5, "seconds_per_step": 1.5, "tokens_per_second": 200.0}
+    first["flops"] = 4e9
     assert read(tmp_path) == [{"step": 6, **first}, {"step": 6, "eval/loss": 0.25}]
     assert shown == [(6, first), (6, {"eval/loss": 0.25})]
     assert seen == [("opened", tmp_path, "dpo"), (6, first), (6, {"eval/loss": 0.25}), ("closed",)]

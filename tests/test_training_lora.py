@@ -32,13 +32,13 @@ from mi_align.training import train_step as make_step
 from mi_align.training.checkpoints import Checkpoints, Stop
 from mi_align.training.config import RunConfig
 from mi_align.training.inputs import load_inputs
+from mi_align.training.journal import OF_THE_MOMENT
 from mi_align.training.run import run_training
 from mi_align.training.settings import from_mapping, load, to_mapping
 from mi_align.training.sharding import head_layout, make_mesh, place, shardings
 from mi_align.training.trained import compiled_step
 
 SHAPE = DecoderConfig(vocab_size=258, width=16, layers=1, heads=2)
-MOMENT = ("seconds_per_step", "tokens_per_second")
 TOKENS = np.arange(2 * 7).reshape(2, 7) + 60
 
 
@@ -50,7 +50,7 @@ def preferences():
 @pytest.fixture
 def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a base and data, on one device."""
-    monkeypatch.setattr("mi_align.training.run._mesh", lambda config: None)
+    monkeypatch.setattr("mi_align.training.program.mesh_of", lambda config: None)
     rows = [{"prompt": p.prompt, "chosen": p.chosen, "rejected": p.rejected[0]} for p in preferences()]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     save_pretrained(fresh_llama(SHAPE, jax.random.key(7)), tmp_path / "base")
@@ -70,7 +70,7 @@ def run(arguments: list[str], *, resume: bool = False, stop: Stop | None = None)
 
 def metrics(output: Path) -> list[dict]:
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in MOMENT} for line in lines]
+    return [{k: v for k, v in line.items() if k not in OF_THE_MOMENT} for line in lines]
 
 
 def states(model) -> np.ndarray:

@@ -20,11 +20,11 @@ from mi_align.models import load_pretrained, response_logps
 from mi_align.training.checkpoints import Checkpoints, Stop
 from mi_align.training.config import RunConfig
 from mi_align.training.inputs import load_inputs
+from mi_align.training.journal import OF_THE_MOMENT
 from mi_align.training.run import run_training
 from mi_align.training.settings import load
 
 SHAPE = "model.shape={width: 16, layers: 1, heads: 2}"
-MOMENT = ("seconds_per_step", "tokens_per_second")
 
 
 @pytest.fixture
@@ -50,12 +50,12 @@ def run(arguments: list[str], *, resume: bool = False, stop: Stop | None = None)
 
 def metrics(output: Path) -> list[dict]:
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in MOMENT} for line in lines]
+    return [{k: v for k, v in line.items() if k not in OF_THE_MOMENT} for line in lines]
 
 
 @pytest.fixture(autouse=True)
 def _one_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mi_align.training.run._mesh", lambda config: None)
+    monkeypatch.setattr("mi_align.training.program.mesh_of", lambda config: None)
 
 
 @pytest.mark.parametrize(

@@ -37,10 +37,19 @@ class Train:
     """Read everything, print the settings, the counts and the memory that a compiled step needs, and train nothing."""
     several_hosts: bool = False
     """This is one process of several, each started with the same command: see docs/training.md."""
+    topology: str | None = None
+    """With --dry-run: compile the step for these TPUs instead, v5e:4x4 say, which need not be there. Reads no weights
+    and no data. Needs `pip install "jax[tpu]"`."""
 
     def run(self) -> int:
         """Load, train, tell."""
-        return train(self.settings, resume=self.resume, dry_run=self.dry_run, several_hosts=self.several_hosts)
+        if self.topology is None:
+            return train(self.settings, resume=self.resume, dry_run=self.dry_run, several_hosts=self.several_hosts)
+        if not self.dry_run:
+            raise ValueError(
+                "--topology names devices that are not there, where nothing can be trained: add --dry-run."
+            )
+        return ahead_of_time(self.settings, self.topology)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,13 +77,10 @@ def train(settings: tuple[str, ...], *, resume: bool, dry_run: bool, several_hos
 
     from mi_align.training import hosts
     from mi_align.training.checkpoints import stopping
-    from mi_align.training.config import RunConfig
     from mi_align.training.inputs import load_inputs
     from mi_align.training.run import run_training, total_steps
-    from mi_align.training.settings import load
 
-    file = settings[0] if settings and "=" not in settings[0] else None
-    config = load(RunConfig, file, settings[1:] if file else settings)
+    config = _settings(settings)
     if several_hosts:
         hosts.connect()
     console = Console(highlight=False, soft_wrap=True, quiet=not hosts.is_first())
@@ -92,6 +98,24 @@ def train(settings: tuple[str, ...], *, resume: bool, dry_run: bool, several_hos
         adapter = f", adapter: {outcome.exported.parent / 'adapter'}" if inputs.model.lora is not None else ""
         console.print(f"trained for {outcome.step} steps; model: {outcome.exported}{adapter}", markup=False)
     return 0
+
+
+def ahead_of_time(settings: tuple[str, ...], topology: str) -> int:
+    """Compile a run's step for devices that are not there; 1 where it does not fit."""
+    from mi_align.training.topology import compile_step, devices_of, told
+
+    config = _settings(settings)
+    memory = compile_step(config, devices_of(topology))
+    print(told(memory, config))
+    return int(memory.fits is False)
+
+
+def _settings(settings: tuple[str, ...]) -> RunConfig:
+    from mi_align.training.config import RunConfig
+    from mi_align.training.settings import load
+
+    file = settings[0] if settings and "=" not in settings[0] else None
+    return load(RunConfig, file, settings[1:] if file else settings)
 
 
 def _tell(console: Console, config: RunConfig, inputs: Inputs, steps: int) -> None:
@@ -127,7 +151,7 @@ def _list_faults(config: RunConfig, inputs: Inputs) -> None:
 def _dry(console: Console, config: RunConfig, inputs: Inputs) -> int:
     import yaml
 
-    from mi_align.training.run import memory_of_step
+    from mi_align.training.program import memory_of_step
     from mi_align.training.settings import to_mapping
 
     console.print(yaml.safe_dump(to_mapping(config), sort_keys=False), markup=False)

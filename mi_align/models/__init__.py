@@ -1,5 +1,6 @@
 """Language models: decoders of published families in Flax NNX, used as pure functions of their parameters."""
 
+from mi_align.models.abstract import abstract_decoder, abstract_llama, abstract_pretrained, published_config
 from mi_align.models.config import DecoderConfig, Llama3Scaling
 from mi_align.models.decoder import Cache, Decoder, Segments
 from mi_align.models.families import FAMILIES, Family, Weight
@@ -29,6 +30,9 @@ __all__ = [
     "Pretrained",
     "Segments",
     "Weight",
+    "abstract_decoder",
+    "abstract_llama",
+    "abstract_pretrained",
     "add_adapter",
     "cast",
     "count_parameters",
@@ -46,6 +50,7 @@ __all__ = [
     "matrices",
     "merge_adapter",
     "packed_logps",
+    "published_config",
     "response_logps",
     "save_adapter",
     "save_pretrained",

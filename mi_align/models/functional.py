@@ -59,6 +59,7 @@ def response_logps(
     response_mask: Bool[Array, "*batch time"],
     *,
     implementation: str = "auto",
+    memory_budget: int | None = None,
     layout: Layout | None = None,
 ) -> Float[Array, "*batch time-1"]:
     """log π of each response token given all before it, in nats; 0 on prompt and padding.
@@ -69,6 +70,7 @@ def response_logps(
       tokens: prompt, response and padding, `[..., time]`.
       response_mask: True on the response's tokens, `[..., time]`.
       implementation: the way to the log-probabilities, as in `logprobs.token_logps`.
+      memory_budget: bytes of logits kept for the backward pass, as there.
       layout: how tokens and the vocabulary are spread over a mesh, as there.
 
     Returns:
@@ -85,6 +87,7 @@ def response_logps(
         where=where,
         soft_cap=model.config.logit_soft_cap,
         implementation=implementation,
+        memory_budget=memory_budget,
         layout=layout,
     )
 
@@ -104,6 +107,7 @@ def packed_logps(
     *,
     longest: int,
     implementation: str = "auto",
+    memory_budget: int | None = None,
     layout: Layout | None = None,
 ) -> Float[Array, "rows length"]:
     """`response_logps` of rows that hold several sequences each: log π of every scored token, at its own place.
@@ -118,6 +122,7 @@ def packed_logps(
       scored: which tokens are wanted; 0 elsewhere.
       longest: no scored token stands at a later position than this.
       implementation: the way to the log-probabilities, as in `logprobs.token_logps`.
+      memory_budget: bytes of logits kept for the backward pass, as there.
       layout: how rows and the vocabulary are spread over a mesh, as there.
     """
     model = nnx.merge(graphdef, params)
@@ -131,6 +136,7 @@ def packed_logps(
         where=scored,
         soft_cap=model.config.logit_soft_cap,
         implementation=implementation,
+        memory_budget=memory_budget,
         layout=layout,
     )
 

@@ -19,7 +19,11 @@ class ModelConfig:
       pretrained: a folder of safetensors or the id of a repository on the Hub; None: a fresh one of the given `shape`.
       shape: fields of `models.DecoderConfig` of a fresh model, such as `width`, `layers`, `heads`.
       dtype: of the parameters; None: as in the files, float32 for a fresh model.
+      compute_dtype: of the forward and backward pass, to which the parameters are cast in each step, while the
+        optimiser and what is saved keep theirs; None: that of the parameters.
       remat: what the backward pass makes again: "none", all inside "layers", or all but matrix products ("dots").
+      exact_start: whether the first step's margins are exactly 0, at the price of one more forward pass a step
+        (`training.scorer`).
       trained: beginnings of the paths of the parameters that are trained, e.g. `blocks.attention`; none named: all.
       lora: a fresh adapter, which alone is trained: `rank`, `alpha`, `targets`, `rslora`; None: there is none.
       adapter: a folder in PEFT's format with an adapter to begin from, which alone is trained.
@@ -28,7 +32,9 @@ class ModelConfig:
     pretrained: str | None = None
     shape: dict[str, Any] = dataclasses.field(default_factory=dict)
     dtype: Literal["float32", "bfloat16"] | None = None
+    compute_dtype: Literal["float32", "bfloat16"] | None = None
     remat: Literal["none", "layers", "dots"] = "none"
+    exact_start: bool = True
     trained: tuple[str, ...] = ()
     lora: LoraConfig | None = None
     adapter: str | None = None

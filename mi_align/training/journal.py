@@ -9,12 +9,17 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import jax
 import numpy as np
 
+from mi_align.training.devices import utilisation
 from mi_align.training.hosts import is_first
 from mi_align.training.metrics import Metrics, summarise
 
-__all__ = ["SINKS", "Journal", "Report", "Sink"]
+__all__ = ["OF_THE_MOMENT", "SINKS", "Journal", "Report", "Sink"]
+
+#: Numbers that depend on how fast the machine was, and so differ between runs that are otherwise the same.
+OF_THE_MOMENT = ("seconds_per_step", "tokens_per_second", "flops", "mfu")
 
 #: (step, numbers by name) -> shown; called for every line of metrics.
 Report = Callable[[int, dict[str, float]], None]
@@ -118,14 +123,15 @@ class Journal:
         """The clock starts."""
         self._since, self._step = time.perf_counter(), step
 
-    def step(self, step: int, metrics: Metrics, *, rate: Any, tokens: int, ended: float) -> None:
-        """Metrics of a step that `ended`, by `time.perf_counter`; `tokens` were in its batch.
+    def step(self, step: int, metrics: Metrics, *, rate: Any, tokens: int, flops: float, ended: float) -> None:
+        """Metrics of a step that `ended`, by `time.perf_counter`; its batch had `tokens` and took the model's `flops`.
 
         Raises:
           FloatingPointError: the loss is not finite.
         """
         each = (ended - self._since) / max(step - self._step, 1)
         about = {"learning_rate": float(rate), "seconds_per_step": each, "tokens_per_second": tokens / each}
+        about |= utilisation(flops, each, jax.devices()[0].device_kind, jax.device_count())
         self._since, self._step = ended, step
         self.write(step, summarise(metrics) | about)
 

@@ -7,6 +7,7 @@ the vocabulary's size in numbers a token.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -19,7 +20,7 @@ from mi_align.critics import Candidates, on_policy_weight, token_divergence_rewa
 from mi_align.data import PreferenceBatch
 from mi_align.logprobs import Layout, token_logps, token_statistics
 from mi_align.methods import Method
-from mi_align.models import Decoder
+from mi_align.models import Decoder, cast
 from mi_align.models.functional import spread
 from mi_align.numerics import as_float, fill
 from mi_align.training.scoring import TokenLogps, candidates
@@ -45,14 +46,28 @@ def reads_vocabulary(method: Method | None) -> bool:
 
 
 def reader(
-    graphdef: nnx.GraphDef[Decoder], method: Method, *, live: TokenLogps | None, layout: Layout | None = None
+    graphdef: nnx.GraphDef[Decoder],
+    method: Method,
+    *,
+    live: TokenLogps | None,
+    layout: Layout | None = None,
+    compute_dtype: str | None = None,
 ) -> Reader | None:
-    """How candidates are made for `method`; None where log-probabilities of tokens are all that it reads."""
+    """How candidates are made for `method`; None where log-probabilities of tokens are all that it reads.
+
+    Args:
+      graphdef: the decoder's structure.
+      method: a row of the table.
+      live: scores the reference in the step; None: its scores are given.
+      layout: how tokens and the vocabulary are spread over a mesh.
+      compute_dtype: to which parameters are cast first, as in `scorer`.
+    """
     if not reads_vocabulary(method):
         return None
-    return (
-        _divergence_reader(graphdef, layout) if reads_divergence(method) else _collision_reader(graphdef, live, layout)
-    )
+    see = functools.partial(_seen, graphdef, layout, compute_dtype)
+    if reads_divergence(method):
+        return _divergence_reader(see, layout)
+    return _collision_reader(see, live, layout)
 
 
 class _Seen(NamedTuple):
@@ -62,18 +77,27 @@ class _Seen(NamedTuple):
     vocabulary: Float[Array, "vocab features"]
 
 
+#: (parameters, batch) -> what the model makes of it, and the soft cap of its logits.
+_See = Callable[[Params, PreferenceBatch], tuple[_Seen, float | None]]
+
+
 def _seen(
-    graphdef: nnx.GraphDef[Decoder], params: Params, batch: PreferenceBatch, layout: Layout | None
+    graphdef: nnx.GraphDef[Decoder],
+    layout: Layout | None,
+    compute_dtype: str | None,
+    params: Params,
+    batch: PreferenceBatch,
 ) -> tuple[_Seen, float | None]:
+    params = params if compute_dtype is None else cast(params, jnp.dtype(compute_dtype))
     model = nnx.merge(graphdef, params)
     hidden = model(jnp.asarray(batch.tokens)[..., :-1], keep=spread(layout))
     return _Seen(hidden, model.vocabulary), model.config.logit_soft_cap
 
 
-def _collision_reader(graphdef: nnx.GraphDef[Decoder], live: TokenLogps | None, layout: Layout | None) -> Reader:
+def _collision_reader(see: _See, live: TokenLogps | None, layout: Layout | None) -> Reader:
     @jax.checkpoint
     def statistics(params: Params, batch: PreferenceBatch) -> tuple[Array, Array]:
-        seen, soft_cap = _seen(graphdef, params, batch, layout)
+        seen, soft_cap = see(params, batch)
         targets, where = jnp.asarray(batch.tokens)[..., 1:], jnp.asarray(batch.response_mask)[..., 1:]
         came = token_statistics(*seen, targets, where=where, soft_cap=soft_cap, layout=layout)
         return came.logp, fill(jnp.log(fill(came.sum_squares, where, 1)), where, 0)
@@ -87,11 +111,11 @@ def _collision_reader(graphdef: nnx.GraphDef[Decoder], live: TokenLogps | None, 
     return read
 
 
-def _divergence_reader(graphdef: nnx.GraphDef[Decoder], layout: Layout | None) -> Reader:
+def _divergence_reader(see: _See, layout: Layout | None) -> Reader:
     @jax.checkpoint
     def scored(params: Params, anchor: Params, batch: PreferenceBatch) -> tuple[Array, Array, Array]:
-        policy, soft_cap = _seen(graphdef, params, batch, layout)
-        reference, _ = _seen(graphdef, jax.lax.stop_gradient(anchor), batch, layout)
+        policy, soft_cap = see(params, batch)
+        reference, _ = see(jax.lax.stop_gradient(anchor), batch)
         targets, where = jnp.asarray(batch.tokens)[..., 1:], jnp.asarray(batch.response_mask)[..., 1:]
         logps = [
             token_logps(*seen, targets, where=where, soft_cap=soft_cap, layout=layout) for seen in (policy, reference)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +13,7 @@ from jaxtyping import Array, Float
 from mi_align.critics.candidates import Candidates
 from mi_align.data import PackedBatch, PreferenceBatch
 from mi_align.logprobs import Layout
-from mi_align.models import Decoder, Segments, packed_logps, response_logps
+from mi_align.models import Decoder, Segments, cast, packed_logps, response_logps
 from mi_align.numerics import fill
 from mi_align.training.state import Params
 
@@ -25,32 +26,41 @@ TokenLogps = Callable[[Params, Batch], Float[Array, "batch candidates time-1"]]
 
 
 def scorer(
-    graphdef: nnx.GraphDef[Decoder], *, implementation: str = "auto", layout: Layout | None = None
+    graphdef: nnx.GraphDef[Decoder],
+    *,
+    implementation: str = "auto",
+    memory_budget: int | None = None,
+    layout: Layout | None = None,
+    compute_dtype: str | None = None,
+    exact_start: bool = True,
 ) -> TokenLogps:
     """The function that scores a batch, for the policy and for its reference alike.
 
     Args:
       graphdef: the decoder's structure.
       implementation: the way to the log-probabilities, as in `logprobs.token_logps`.
+      memory_budget: bytes of logits that are kept for the backward pass instead of being made again, as there.
       layout: how tokens and the vocabulary are spread over a mesh, as there.
-
-    It is rematerialised as a whole. A forward pass that also stores what its backward pass will need is fused, and so
-    rounded, differently from one that does not: without this, the first step's margins were 5e-7 in float32 and 0.03
-    in bfloat16 where they should be exactly 0.
+      compute_dtype: to which parameters are cast first. Default: as they are.
+      exact_start: whether the backward pass scores everything again. A forward pass that also stores what its backward
+        pass will need is fused, and so rounded, differently from one that does not: without this, the first step's
+        margins were 5e-7 in float32 and 0.03 in bfloat16 where they should be exactly 0. Without it a step makes one
+        forward pass fewer.
     """
+    way: dict[str, Any] = {"implementation": implementation, "memory_budget": memory_budget, "layout": layout}
 
-    @jax.checkpoint
     def logps(params: Params, batch: Batch) -> Float[Array, "batch candidates time-1"]:
+        params = params if compute_dtype is None else cast(params, jnp.dtype(compute_dtype))
         if isinstance(batch, PackedBatch):
-            return _packed(graphdef, params, batch, implementation, layout)
+            return _packed(graphdef, params, batch, **way)
         tokens, mask = jnp.asarray(batch.tokens), jnp.asarray(batch.response_mask)
-        return response_logps(graphdef, params, tokens, mask, implementation=implementation, layout=layout)
+        return response_logps(graphdef, params, tokens, mask, **way)
 
-    return logps
+    return jax.checkpoint(logps) if exact_start else logps
 
 
 def _packed(
-    graphdef: nnx.GraphDef[Decoder], params: Params, batch: PackedBatch, implementation: str, layout: Layout | None
+    graphdef: nnx.GraphDef[Decoder], params: Params, batch: PackedBatch, **way: Any
 ) -> Float[Array, "batch candidates time-1"]:
     """Scores of rows, brought to where those of a batch without packing are."""
     places = jnp.asarray(batch.places)
@@ -64,8 +74,7 @@ def _packed(
         previous,
         scored,
         longest=places.shape[-1],
-        implementation=implementation,
-        layout=layout,
+        **way,
     )
     logps = jnp.take_along_axis(at_places.reshape(packs, -1), places.reshape(packs, -1), axis=1)
     return fill(logps.reshape(places.shape), jnp.asarray(batch.response_mask)[..., 1:], 0)

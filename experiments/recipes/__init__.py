@@ -1,0 +1,1 @@
+"""Runs of published models as settings, and what they need of memory."""

@@ -1,0 +1,177 @@
+"""Everything of a run that is compiled: its step, its evaluation and its first state, from settings and inputs."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from mi_align.logprobs import Layout
+from mi_align.methods import Method
+from mi_align.models import Decoder, count_parameters
+from mi_align.training.arranging import arrangement
+from mi_align.training.config import RunConfig
+from mi_align.training.devices import batch_flops
+from mi_align.training.feeding import Batch, Feed, reference_scores
+from mi_align.training.fitting import reads_mismatched
+from mi_align.training.inputs import Inputs, buckets_of, total_steps
+from mi_align.training.losses import preference_loss, supervised_loss
+from mi_align.training.metrics import Metrics
+from mi_align.training.optimiser import make_optimiser, rate_schedule
+from mi_align.training.parts import join
+from mi_align.training.readers import reader
+from mi_align.training.reference_cache import fingerprint
+from mi_align.training.scoring import Batch as Examples
+from mi_align.training.scoring import TokenLogps, scorer
+from mi_align.training.sharding import head_layout, make_mesh, put, shardings
+from mi_align.training.state import Params, TrainState, follow_policy, init_state
+from mi_align.training.step import train_step
+from mi_align.training.trained import CompiledStep, compiled_step, parts_of
+
+__all__ = ["Program", "build_program", "loss_of", "memory_of_step", "mesh_of", "scorer_of", "scores_live", "spread"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What is compiled, and the data it runs over.
+
+    Attributes:
+      step: (state, batch) -> the next state and metrics.
+      evaluate: (state, batch) -> metrics.
+      state: before the first step.
+      feed: the batches.
+      rate: the learning rate of a step.
+      frozen_hash: of the parameters that are not trained; None where all are.
+      flops: of the model, in a step over a batch.
+    """
+
+    step: CompiledStep
+    evaluate: Callable[[TrainState, Batch], Metrics]
+    state: TrainState
+    feed: Feed
+    rate: optax.Schedule
+    frozen_hash: str | None
+    flops: Callable[[Examples], float]
+
+
+def build_program(
+    config: RunConfig,
+    inputs: Inputs,
+    steps: int,
+    *,
+    output: Path,
+    tick: Callable[[float], None] = lambda share: None,
+) -> Program:
+    """The program of a run of so many steps; nothing is compiled before its first call, but the reference is scored.
+
+    Args:
+      config: the settings.
+      inputs: from `load_inputs`.
+      steps: how many will be made.
+      output: the run's folder, in which the reference's scores are kept.
+      tick: is told which share of the reference has been scored.
+    """
+    model, method = inputs.model, inputs.method
+    mesh = mesh_of(config)
+    layout = None if mesh is None else head_layout(mesh, model.config.vocab_size, model.config.width)
+    score = scorer_of(config, model.graphdef, layout)
+    loss = loss_of(config, method, model.graphdef, score, layout)
+    live = scores_live(config, method)
+    devices = 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
+    arrange = arrangement(config, inputs.train, inputs.evaluation, steps=steps, devices=devices)
+    scores: Any = (None, None)
+    if method is not None and method.needs_reference and not live:
+        kept = output / "reference"
+        scores = reference_scores(config, inputs, score, arrange, folder=kept, mesh=mesh, tick=tick)
+    optimiser = make_optimiser(config.optimiser, steps)
+    params, frozen = parts_of(config.model, model)
+    begin = functools.partial(init_state, optimiser=optimiser)
+    state = spread(begin, mesh, _owned(params), reference=_owned(params) if live else None)
+    state = state._replace(frozen=frozen if mesh is None else put(frozen, shardings(frozen, mesh)))
+    follow = follow_policy(decay=config.follow_decay, every=config.follow_every) if config.follow_every else None
+    step = train_step(loss, optimiser, micro_batches=config.micro_batches, follow=follow)
+    return Program(
+        step=compiled_step(step, state, mesh),
+        evaluate=jax.jit(functools.partial(_evaluate, loss)),
+        state=state,
+        feed=Feed(
+            config, inputs.train, inputs.evaluation, scores, arrange, buckets_of(config, inputs.train, steps), mesh
+        ),
+        rate=rate_schedule(config.optimiser, steps),
+        frozen_hash=None if frozen is None else fingerprint(frozen),
+        flops=functools.partial(batch_flops, model.config, count_parameters(model.params), live=live),
+    )
+
+
+def scorer_of(config: RunConfig, graphdef: nnx.GraphDef[Decoder], layout: Layout | None) -> TokenLogps:
+    """The function by which a run scores batches."""
+    how = config.model
+    return scorer(graphdef, layout=layout, compute_dtype=how.compute_dtype, exact_start=how.exact_start)
+
+
+def scores_live(config: RunConfig, method: Method | None) -> bool:
+    """Whether the reference is scored in the step."""
+    return method is not None and method.needs_reference and config.reference == "live"
+
+
+def loss_of(
+    config: RunConfig,
+    method: Method | None,
+    graphdef: nnx.GraphDef[Decoder],
+    score: TokenLogps,
+    layout: Layout | None,
+) -> Callable[..., Any]:
+    """The loss of a run's step: (parameters, batch[, live reference]) -> its mean and metrics."""
+    if method is None:
+        supervised = supervised_loss(score)
+        return lambda params, batch: supervised(params, batch[0])
+    live = score if scores_live(config, method) else None
+    read = reader(graphdef, method, live=live, layout=layout, compute_dtype=config.model.compute_dtype)
+    return preference_loss(score, method, live=live, read=read, mismatched=reads_mismatched(method))
+
+
+def mesh_of(config: RunConfig) -> Mesh | None:
+    """The mesh of the configuration; None for one device."""
+    mesh = make_mesh(data=config.data_parallel, fsdp=config.fsdp, tensor=config.tensor)
+    return None if mesh.size == 1 else mesh
+
+
+def spread(begin: Callable[..., TrainState], mesh: Mesh | None, params: Params, **parts: Params) -> TrainState:
+    """The first state, every part of it made where it stays."""
+    if mesh is None:
+        return begin(params, **parts)
+    given = put((params, parts), shardings((params, parts), mesh))
+    shapes = jax.eval_shape(lambda given: begin(given[0], **given[1]), given)
+    return jax.jit(lambda given: begin(given[0], **given[1]), out_shardings=shardings(shapes, mesh))(given)
+
+
+def _owned(params: Params) -> Params:
+    """A copy: the step gives back the memory of what it is given, and the model that was read is its reader's."""
+    return jax.tree.map(jnp.copy, params)
+
+
+def _evaluate(loss: Any, state: TrainState, batch: Batch) -> Metrics:
+    anchor = () if state.reference is None else (join(state.reference, state.frozen),)
+    mean, metrics = loss(join(state.params, state.frozen), batch, *anchor)
+    return metrics | {"loss": mean}
+
+
+def memory_of_step(config: RunConfig, inputs: Inputs) -> str:
+    """What the compiled step needs, in words: its arguments (parameters, optimiser, batch) and what it makes beside."""
+    steps = total_steps(config, len(inputs.train.tokens))
+    longest = dataclasses.replace(config, reference="live", data=dataclasses.replace(config.data, buckets=None))
+    program = build_program(longest, inputs, steps, output=Path(config.output))
+    used = program.step.lower(program.state, program.feed.batch(0)).compile().memory_analysis()
+    mib = 2**20
+    return (
+        f"a step, with a live reference: {used.argument_size_in_bytes / mib:,.0f} MiB of parameters, optimiser and "
+        f"batch, {used.temp_size_in_bytes / mib:,.0f} MiB beside them"
+    )
