@@ -63,3 +63,10 @@ def x64() -> Iterator[None]:
     """Float64 within this test only, so that the others see what a user sees by default."""
     with jax.enable_x64(True):
         yield
+
+
+@pytest.fixture
+def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs see one device, as on most of their users' machines."""
+    devices = jax.devices()[:1]
+    monkeypatch.setattr(jax, "devices", lambda: devices)

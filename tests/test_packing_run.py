@@ -40,14 +40,8 @@ def run(pairs: str, output: Path, *more: str, resume: bool = False, stop: Stop |
     return [{k: v for k, v in line.items() if k not in OF_THE_MOMENT} for line in lines]
 
 
-def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mi_align.training.program.mesh_of", lambda config: None)
-
-
-def test_a_packed_run_has_the_numbers_of_one_that_is_not_and_resumes_bit_for_bit(
-    pairs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    one_device(monkeypatch)
+@pytest.mark.usefixtures("one_device")
+def test_a_packed_run_has_the_numbers_of_one_that_is_not_and_resumes_bit_for_bit(pairs: str, tmp_path: Path) -> None:
     more = ["method=dpo", "micro_batches=2"]
     wanted = run(pairs, tmp_path / "none", *more)
     facts, *came = run(pairs, tmp_path / "shared", *more, "data.packing=shared")
@@ -68,10 +62,8 @@ def test_a_packed_run_has_the_numbers_of_one_that_is_not_and_resumes_bit_for_bit
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["sft", "mio", "simpo"])
 @pytest.mark.parametrize("packing", ["plain", "shared"])
-def test_methods_run_packed(
-    method: str, packing: str, pairs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    one_device(monkeypatch)
+@pytest.mark.usefixtures("one_device")
+def test_methods_run_packed(method: str, packing: str, pairs: str, tmp_path: Path) -> None:
     more = [f"method={method}", "reference=live"]
     wanted = run(pairs, tmp_path / "none", *more)
     _, *came = run(pairs, tmp_path / packing, *more, f"data.packing={packing}")
@@ -81,11 +73,11 @@ def test_methods_run_packed(
 
 @pytest.mark.slow
 @pytest.mark.skipif(jax.device_count() < 8, reason="8 devices")
-def test_packs_are_spread_over_a_mesh(pairs: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_packs_are_spread_over_a_mesh(pairs: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     more = ["method=dpo", "data.packing=shared", "steps=2", "data.held_out=0"]
     facts, *spread = run(pairs, tmp_path / "mesh", *more, "data_parallel=2", "fsdp=2", "tensor=2")
     assert facts["packing/examples"] == 2
-    one_device(monkeypatch)
+    request.getfixturevalue("one_device")
     _, *alone = run(pairs, tmp_path / "one", *more)
     for mine, theirs in zip(spread[1:], alone[1:], strict=True):
         assert mine == pytest.approx(theirs, rel=1e-4, abs=2e-6)

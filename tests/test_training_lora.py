@@ -48,9 +48,8 @@ def preferences():
 
 
 @pytest.fixture
-def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def world(tmp_path: Path, one_device: None) -> Path:
     """A folder with a base and data, on one device."""
-    monkeypatch.setattr("mi_align.training.program.mesh_of", lambda config: None)
     rows = [{"prompt": p.prompt, "chosen": p.chosen, "rejected": p.rejected[0]} for p in preferences()]
     (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     save_pretrained(fresh_llama(SHAPE, jax.random.key(7)), tmp_path / "base")

@@ -24,6 +24,8 @@ from mi_align.training.journal import OF_THE_MOMENT
 from mi_align.training.run import run_training
 from mi_align.training.settings import load
 
+pytestmark = pytest.mark.usefixtures("one_device")
+
 SHAPE = "model.shape={width: 16, layers: 1, heads: 2}"
 
 
@@ -51,11 +53,6 @@ def run(arguments: list[str], *, resume: bool = False, stop: Stop | None = None)
 def metrics(output: Path) -> list[dict]:
     lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
     return [{k: v for k, v in line.items() if k not in OF_THE_MOMENT} for line in lines]
-
-
-@pytest.fixture(autouse=True)
-def _one_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mi_align.training.program.mesh_of", lambda config: None)
 
 
 @pytest.mark.parametrize(

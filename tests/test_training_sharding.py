@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +14,12 @@ from jax.sharding import PartitionSpec as P
 
 from mi_align.data import ByteTokenizer, arithmetic_preferences, batch_indices, encode_preferences, take
 from mi_align.methods import METHODS
-from mi_align.models import DecoderConfig, init_decoder
+from mi_align.models import DecoderConfig, fresh_llama, init_decoder, save_pretrained
 from mi_align.training import init_state, preference_loss, scorer, summarise, train_step
+from mi_align.training.config import RunConfig
+from mi_align.training.inputs import load_inputs
+from mi_align.training.program import build_program
+from mi_align.training.settings import load
 from mi_align.training.sharding import RULES, head_layout, make_mesh, place, shardings, spec_of
 
 pytestmark = pytest.mark.skipif(jax.device_count() < 8, reason="8 devices")
@@ -145,3 +150,29 @@ def test_meshes_and_batches_that_do_not_fit_are_named() -> None:
         make_mesh(fsdp=-1)
     with pytest.raises(ValueError, match="the batch has 6 examples, which the 8 devices along data and fsdp"):
         place(take(data(), np.arange(6)), make_mesh(data=4, fsdp=2))
+
+
+def test_a_published_model_is_read_into_the_meshs_shardings(tmp_path):
+    """No device ever holds all of a parameter that is spread, and the run's state is the only copy of it."""
+    save_pretrained(
+        fresh_llama(DecoderConfig(vocab_size=258, width=32, layers=2, heads=4), jax.random.key(0)), tmp_path / "base"
+    )
+    rows = [{"prompt": f"{n}+1=", "chosen": str(n + 1), "rejected": "?"} for n in range(8)]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    settings = [
+        f"data.train={tmp_path}/pairs.jsonl",
+        "data.tokenizer=bytes",
+        "method=simpo",
+        "fsdp=4",
+        "tensor=2",
+        "batch=8",
+    ]
+    config = load(RunConfig, None, [*settings, f"model.pretrained={tmp_path}/base", f"output={tmp_path}/run"])
+    inputs = load_inputs(config)
+    kernel = inputs.model.params["blocks"]["attention"]["query"]["kernel"].get_value()
+    assert kernel.sharding.spec == P(None, "fsdp", "tensor")
+    assert {shard.data.shape for shard in kernel.addressable_shards} == {(2, 32 // 4, 32 // 2)}
+    program = build_program(config, inputs, 1, output=tmp_path)
+    assert kernel.is_deleted()  # taken over
+    moved = program.state.params["blocks"]["attention"]["query"]["kernel"].get_value()
+    assert moved.sharding.spec == P(None, "fsdp", "tensor")

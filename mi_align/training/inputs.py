@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
 
 from mi_align import checks
 from mi_align.data import (
@@ -25,6 +26,7 @@ from mi_align.models import DecoderConfig, Pretrained, fresh_llama, load_pretrai
 from mi_align.training.config import DataConfig, RunConfig
 from mi_align.training.fitting import Note, arranged, fitted
 from mi_align.training.readers import reads_divergence, reads_vocabulary
+from mi_align.training.sharding import mesh_of, spec_of
 from mi_align.training.trained import with_adapter
 
 __all__ = ["SUPERVISED", "Inputs", "buckets_of", "load_inputs", "method_of", "total_steps"]
@@ -44,7 +46,7 @@ class Inputs(NamedTuple):
     """What training begins with.
 
     Attributes:
-      model: the policy before the first step.
+      model: the policy before the first step, each device holding its part; a run takes over its arrays.
       tokenizer: of the data and of the model.
       tokenizer_name: what `load_tokenizer` was given.
       train: all examples as tokens.
@@ -162,7 +164,9 @@ def _encoded(
 def _model(config: RunConfig, tokenizer: Tokenizer) -> Pretrained:
     dtype = None if config.model.dtype is None else jnp.dtype(config.model.dtype)
     if config.model.pretrained is not None:
-        return load_pretrained(config.model.pretrained, dtype=dtype, remat=config.model.remat)
+        mesh = mesh_of(config)
+        where = None if mesh is None else lambda path, shape: NamedSharding(mesh, spec_of(path, shape, mesh))
+        return load_pretrained(config.model.pretrained, dtype=dtype, sharding=where, remat=config.model.remat)
     known = {field for field in DecoderConfig.__dataclass_fields__ if field not in ("vocab_size", "remat")}
     for name in config.model.shape:
         if name not in known:

@@ -31,12 +31,12 @@ from mi_align.training.readers import reader
 from mi_align.training.reference_cache import fingerprint
 from mi_align.training.scoring import Batch as Examples
 from mi_align.training.scoring import TokenLogps, scorer
-from mi_align.training.sharding import head_layout, make_mesh, put, shardings
+from mi_align.training.sharding import head_layout, mesh_of, put, shardings
 from mi_align.training.state import Params, TrainState, follow_policy, init_state
 from mi_align.training.step import train_step
 from mi_align.training.trained import CompiledStep, compiled_step, parts_of
 
-__all__ = ["Program", "build_program", "loss_of", "memory_of_step", "mesh_of", "scorer_of", "scores_live", "spread"]
+__all__ = ["Program", "build_program", "loss_of", "memory_of_step", "scorer_of", "scores_live", "spread"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +72,8 @@ def build_program(
 ) -> Program:
     """The program of a run of so many steps; nothing is compiled before its first call, but the reference is scored.
 
+    It takes over the model's arrays: `inputs.model` has none any more after the first step, but for what is frozen.
+
     Args:
       config: the settings.
       inputs: from `load_inputs`.
@@ -94,7 +96,8 @@ def build_program(
     optimiser = make_optimiser(config.optimiser, steps)
     params, frozen = parts_of(config.model, model)
     begin = functools.partial(init_state, optimiser=optimiser)
-    state = spread(begin, mesh, _owned(params), reference=_owned(params) if live else None)
+    # The model that was read is the state's from here on, not a second one beside it; a reference is a copy of it.
+    state = spread(begin, mesh, params, reference=jax.tree.map(jnp.copy, params) if live else None)
     state = state._replace(frozen=frozen if mesh is None else put(frozen, shardings(frozen, mesh)))
     follow = follow_policy(decay=config.follow_decay, every=config.follow_every) if config.follow_every else None
     step = train_step(loss, optimiser, micro_batches=config.micro_batches, follow=follow)
@@ -138,24 +141,14 @@ def loss_of(
     return preference_loss(score, method, live=live, read=read, mismatched=reads_mismatched(method))
 
 
-def mesh_of(config: RunConfig) -> Mesh | None:
-    """The mesh of the configuration; None for one device."""
-    mesh = make_mesh(data=config.data_parallel, fsdp=config.fsdp, tensor=config.tensor)
-    return None if mesh.size == 1 else mesh
-
-
 def spread(begin: Callable[..., TrainState], mesh: Mesh | None, params: Params, **parts: Params) -> TrainState:
-    """The first state, every part of it made where it stays."""
+    """The first state, every part of it made where it stays; the arrays given become its own."""
     if mesh is None:
         return begin(params, **parts)
     given = put((params, parts), shardings((params, parts), mesh))
     shapes = jax.eval_shape(lambda given: begin(given[0], **given[1]), given)
-    return jax.jit(lambda given: begin(given[0], **given[1]), out_shardings=shardings(shapes, mesh))(given)
-
-
-def _owned(params: Params) -> Params:
-    """A copy: the step gives back the memory of what it is given, and the model that was read is its reader's."""
-    return jax.tree.map(jnp.copy, params)
+    made = jax.jit(lambda given: begin(given[0], **given[1]), out_shardings=shardings(shapes, mesh), donate_argnums=0)
+    return made(given)
 
 
 def _evaluate(loss: Any, state: TrainState, batch: Batch) -> Metrics:

@@ -16,9 +16,10 @@ from jax.sharding import AxisType, Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from mi_align.logprobs import Layout
+from mi_align.training.config import RunConfig
 from mi_align.training.parts import path_of
 
-__all__ = ["AXES", "RULES", "Rules", "head_layout", "make_mesh", "place", "put", "shardings", "spec_of"]
+__all__ = ["AXES", "RULES", "Rules", "head_layout", "make_mesh", "mesh_of", "place", "put", "shardings", "spec_of"]
 
 AXES = ("data", "fsdp", "tensor")
 
@@ -63,6 +64,12 @@ def make_mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequen
         )
     shape = [len(devices) // known if size == -1 else size for size in sizes.values()]
     return Mesh(np.asarray(devices).reshape(shape), AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def mesh_of(config: RunConfig) -> Mesh | None:
+    """The mesh of a run over all devices; None where there is one."""
+    mesh = make_mesh(data=config.data_parallel, fsdp=config.fsdp, tensor=config.tensor)
+    return None if mesh.size == 1 else mesh
 
 
 def spec_of(path: str, shape: tuple[int, ...], mesh: Mesh, rules: Rules = RULES) -> P:
