@@ -207,3 +207,54 @@ def test_arrow_files_and_folders_that_datasets_saved_are_read(tmp_path: Path) ->
     datasets.DatasetDict({"train": table}).save_to_disk(tmp_path / "splits")
     with pytest.raises(ValueError, match="holds the splits train"):
         load_preferences(tmp_path / "splits")
+
+
+# --- Streams
+
+
+def test_a_stream_is_read_no_further_than_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    fetched = []
+
+    def rows():
+        for n in range(1000):
+            fetched.append(n)
+            yield {"prompt": f"p{n}", "chosen": "a", "rejected": "b"}
+
+    def load_dataset(name: str, *, split: str, streaming: bool) -> datasets.IterableDataset:
+        assert (name, split, streaming) == ("owner/name", "train", True)
+        return datasets.IterableDataset.from_generator(rows)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    found = load_preferences("owner/name", limit=3, streaming=True)
+    assert [p.prompt for p in found] == ["p0", "p1", "p2"]
+    assert len(fetched) <= 4
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "jsonl", "arrow"])
+def test_of_a_file_a_stream_gives_what_reading_it_gives(suffix: str, tmp_path: Path) -> None:
+    import datasets
+
+    table = datasets.Dataset.from_list([{"prompt": f"p{n}", "chosen": "a", "rejected": "b"} for n in range(9)])
+    file = tmp_path / f"x.{suffix}"
+    if suffix == "arrow":
+        table.save_to_disk(tmp_path / "saved")
+        (next((tmp_path / "saved").glob("*.arrow"))).rename(file)
+    else:
+        getattr(table, {"parquet": "to_parquet", "jsonl": "to_json"}[suffix])(file)
+    streamed = load_preferences(file, limit=5, streaming=True)
+    assert streamed == load_preferences(file, limit=5) == load_preferences(file)[:5]
+
+
+def test_lines_beyond_the_limit_are_not_looked_at(tmp_path: Path) -> None:
+    file = tmp_path / "x.jsonl"
+    file.write_bytes(LINE + b"\n" + LINE + b"\nno JSON\n")
+    assert len(load_preferences(file, limit=2)) == 2
+    with pytest.raises(ValueError, match=r"x.jsonl, row 3: it is no JSON"):
+        load_preferences(file)
+
+
+def test_a_stream_needs_a_limit(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="`limit` does not say how many"):
+        load_preferences(tmp_path, streaming=True)

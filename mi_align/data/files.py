@@ -53,8 +53,8 @@ def files_of(path: Path, suffixes: Iterable[str]) -> list[Path]:
     return found
 
 
-def read_json(path: Path) -> Rows:
-    """A file of JSON lines, or of one JSON list of rows.
+def read_json(path: Path, limit: int | None = None) -> Rows:
+    """A file of JSON lines, of which no more than the first `limit` are read, or of one JSON list of rows.
 
     Raises:
       ValueError: the file is a list that is no JSON as a whole, or is damaged as a gzip file.
@@ -67,7 +67,7 @@ def read_json(path: Path) -> Rows:
         if begin == b"[":
             return _list_of(path)
         with _opened(path) as file:
-            numbered = list(_lines(file))
+            numbered = list(itertools.islice(_lines(file), limit))
     except (EOFError, gzip.BadGzipFile) as error:
         raise ValueError(f"{path.name} is damaged: {error}") from None
     rows = [row for _, row in numbered]

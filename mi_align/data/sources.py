@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import functools
+import itertools
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -14,7 +16,7 @@ from mi_align.data.formats import Chat, read_rows
 from mi_align.data.preference import Preference
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from datasets import Dataset, IterableDataset
 
 __all__ = ["SUFFIXES", "load_preferences"]
 
@@ -36,6 +38,7 @@ def load_preferences(
     *,
     split: str = "train",
     limit: int | None = None,
+    streaming: bool = False,
     chat: Chat | None = None,
     on_fault: Callable[[str], None] | None = None,
 ) -> list[Preference]:
@@ -45,7 +48,8 @@ def load_preferences(
       source: a path that ends in one of `SUFFIXES`, a folder of such files, whose rows follow one another in the order
         of their names, a folder that `datasets` saved, or a hub id such as `"Anthropic/hh-rlhf"`.
       split: which split of a hub data set; a local file is one split.
-      limit: read the first so many rows only.
+      limit: take the first so many rows only.
+      streaming: fetch no more of the data than these rows, instead of the whole data set first.
       chat: how lists of messages become text (`HubTokenizer.chat`), for tables that hold such.
       on_fault: is told of each faulty row, which is then left out; by default the first one raises.
 
@@ -54,14 +58,19 @@ def load_preferences(
 
     Raises:
       FileNotFoundError: no such file, and no hub id either.
-      ValueError: a row or the whole file is not what was wanted; the message has the file and the row.
+      ValueError: a row or the whole file is not what was wanted; the message has the file and the row. Or `streaming`
+        is without a `limit`.
       ConnectionError: the hub was not reached, or has no such data set.
     """
+    if streaming and limit is None:
+        raise ValueError("`streaming` fetches no more than is used, but `limit` does not say how many rows are.")
     path = Path(source)
     if path.exists():
-        parts = [(_name(file, path), _read_file(file)) for file in files_of(path, SUFFIXES)]
+        parts = [
+            (_name(file, path), functools.partial(_read_file, file, streaming)) for file in files_of(path, SUFFIXES)
+        ]
     elif _HUB_ID.fullmatch(str(source)) and not str(source).endswith(tuple(SUFFIXES)):
-        parts = [(f"{source} ({split})", _of_table(_read_hub(str(source), split)))]
+        parts = [(f"{source} ({split})", functools.partial(_read_hub, str(source), split, streaming))]
     else:
         raise FileNotFoundError(
             f"there is no file {str(source)!r}. A path to an existing {', '.join(SUFFIXES)} file, to a folder of such, "
@@ -69,9 +78,10 @@ def load_preferences(
         )
     found: list[Preference] = []
     left = limit
-    for name, rows in parts:
+    for name, read in parts:
         if left == 0:
             break
+        rows = read(left)
         kept = rows if left is None else rows.first(left)
         left = None if left is None else left - len(kept.rows)
         found += read_rows(
@@ -87,7 +97,7 @@ def _name(file: Path, source: Path) -> str:
     return file.name if file == source else str(file.relative_to(source.parent))
 
 
-def _read_file(path: Path) -> Rows:
+def _read_file(path: Path, streaming: bool, limit: int | None) -> Rows:
     kind = next((kind for suffix, kind in SUFFIXES.items() if path.name.endswith(suffix)), None)
     if kind is None and path.is_dir():
         return _read_saved(path)
@@ -96,12 +106,13 @@ def _read_file(path: Path) -> Rows:
     if path.stat().st_size == 0:
         raise ValueError(f"{path.name} is empty. At least one preference was wanted.")
     if kind == "json":
-        return read_json(path)
+        return read_json(path, limit)
     import datasets
 
     with _quiet():
         try:
-            return _of_table(datasets.load_dataset(kind, data_files=str(path), split="train"))
+            found = datasets.load_dataset(kind, data_files=str(path), split="train", streaming=streaming)
+            return _of_stream(found, limit) if streaming else _of_table(found)
         except (datasets.exceptions.DatasetGenerationError, ValueError, OSError) as error:
             raise ValueError(f"{path.name} could not be read as {kind}: {error.__cause__ or error}") from error
 
@@ -121,12 +132,20 @@ def _of_table(table: Dataset) -> Rows:
     return Rows(table, table.column_names, range(1, len(table) + 1))
 
 
-def _read_hub(name: str, split: str) -> Dataset:
+def _of_stream(stream: IterableDataset, limit: int | None) -> Rows:
+    """The first rows, of which a shard or two is fetched."""
+    rows = list(itertools.islice(stream, limit))
+    columns = dict.fromkeys(itertools.chain.from_iterable(rows))
+    return Rows(rows, columns, range(1, len(rows) + 1))
+
+
+def _read_hub(name: str, split: str, streaming: bool, limit: int | None) -> Rows:
     import datasets
 
     with _quiet():
         try:
-            return datasets.load_dataset(name, split=split)
+            found = datasets.load_dataset(name, split=split, streaming=streaming)
+            return _of_stream(found, limit) if streaming else _of_table(found)
         except (ConnectionError, datasets.exceptions.DatasetNotFoundError) as error:
             raise ConnectionError(
                 f"the data set {name!r} was not reached on the Hugging Face hub ({error}). Check the name and the "

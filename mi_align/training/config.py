@@ -59,7 +59,8 @@ class DataConfig:
       train: a file or the id of a data set on the Hub.
       evaluation: the same for evaluation; None: `held_out` of `train`.
       split: which split of a Hub data set.
-      limit: read the first so many rows only.
+      limit: take the first so many rows only.
+      streaming: fetch no more of a data set than its first `limit` rows.
       held_out: how many examples of `train` are kept for evaluation, the last ones, where `evaluation` is None.
       tokenizer: "bytes", a folder or the id of a repository on the Hub; None: the model's, or bytes for a fresh model.
       max_prompt: most tokens of a prompt, which loses its beginning.
@@ -80,6 +81,7 @@ class DataConfig:
     evaluation: str | None = None
     split: str = "train"
     limit: int | None = None
+    streaming: bool = False
     held_out: int = 0
     tokenizer: str | None = None
     max_prompt: int = 512
@@ -94,6 +96,8 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         """What goes together."""
+        if self.streaming and self.limit is None:
+            raise ValueError("`streaming` fetches the first `limit` rows, but `limit` is not set. Say how many.")
         if self.row_length is not None and (self.packing == "none" or self.row_length < 1):
             raise ValueError(
                 f"`row_length` is {self.row_length} and `packing` {self.packing!r}, but at least 1 place and packed "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -143,9 +144,10 @@ def _preferences(
 ) -> tuple[Sequence[Preference], Sequence[Preference]]:
     on_fault: Callable[[str], None] | None = faults.append if config.on_bad_row == "skip" else None
     chat = getattr(tokenizer, "chat", None)
-    train = load_preferences(config.train, split=config.split, limit=config.limit, chat=chat, on_fault=on_fault)
+    read = functools.partial(load_preferences, split=config.split, chat=chat, on_fault=on_fault)
+    train = read(config.train, limit=config.limit, streaming=config.streaming)
     if config.evaluation is not None:
-        return train, load_preferences(config.evaluation, split=config.split, chat=chat, on_fault=on_fault)
+        return train, read(config.evaluation)
     if not 0 <= config.held_out < len(train):
         raise ValueError(f"`held_out` is {config.held_out}, but a number from 0 to {len(train) - 1} was wanted.")
     return train[: len(train) - config.held_out], train[len(train) - config.held_out :]
