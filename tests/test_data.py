@@ -206,7 +206,7 @@ def test_broken_json_and_empty_files_and_other_kinds_are_refused(tmp_path: Path)
 def test_a_hub_that_is_not_reached_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
 
-    def unreachable(name: str, *, split: str) -> None:
+    def unreachable(name: str, *, split: str, streaming: bool) -> None:
         raise ConnectionError(f"Couldn't reach {name!r} on the Hub")
 
     monkeypatch.setattr(datasets, "load_dataset", unreachable)

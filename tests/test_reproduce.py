@@ -152,7 +152,7 @@ def test_a_run_fails_if_a_single_judged_finding_does(run: Run) -> None:
     [
         (["--data", "absent.jsonl"], ("absent.jsonl",)),
         (["--data", "few.jsonl"], ("few.jsonl", "1 usable", "at least")),
-        (["--data", "broken.jsonl"], ("broken.jsonl", "row 0")),
+        (["--data", "broken.jsonl"], ("broken.jsonl", "row 1", "no JSON")),
         (["--output", "few.jsonl"], ("few.jsonl",)),
         (["--output", "few.jsonl/below"], ("few.jsonl",)),
     ],

@@ -7,6 +7,7 @@ from mi_align.data.arithmetic import arithmetic_preferences, solve
 from mi_align.data.batches import EncodingCounts, PreferenceBatch, batch_indices, encode_preferences, take
 from mi_align.data.buckets import Buckets, trimmed
 from mi_align.data.formats import LAYOUTS, read_rows, split_dialogue
+from mi_align.data.grain_batches import grain_batches
 from mi_align.data.hub_tokenizer import HubTokenizer, load_tokenizer, save_byte_tokenizer
 from mi_align.data.packing import PackedBatch, Packing, chosen_only, first_fit_decreasing, pack, plan_packing
 from mi_align.data.preference import Preference, borrow_negatives
@@ -34,6 +35,7 @@ __all__ = [
     "chosen_only",
     "encode_preferences",
     "first_fit_decreasing",
+    "grain_batches",
     "labelled",
     "load_preferences",
     "load_tokenizer",

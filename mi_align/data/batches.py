@@ -6,6 +6,7 @@ padding may be any token.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -180,8 +181,13 @@ def batch_indices(size: int, batch_size: int, *, seed: int, step: int) -> Int[np
             f"`size` is {size}, `batch_size` {batch_size} and `step` {step}: ≥ 1, ≥ 1 and ≥ 0 were wanted."
         )
     epochs, places = np.divmod(step * batch_size + np.arange(batch_size), size)
-    orders = {epoch: np.random.default_rng([seed, epoch]).permutation(size) for epoch in np.unique(epochs)}
-    return np.array([orders[epoch][place] for epoch, place in zip(epochs, places, strict=True)])
+    return np.concatenate([_order(size, seed, int(epoch))[places[epochs == epoch]] for epoch in np.unique(epochs)])
+
+
+@functools.lru_cache(maxsize=4)
+def _order(size: int, seed: int, epoch: int) -> Int[np.ndarray, " examples"]:
+    """An epoch's permutation, kept for the steps of the epoch: of many examples it takes longer than a small step."""
+    return np.random.default_rng([seed, epoch]).permutation(size)
 
 
 def take(batch: PreferenceBatch, indices: Int[np.ndarray, " picked"]) -> PreferenceBatch:

@@ -77,6 +77,13 @@ def load_preferences(
             "or a hub id `owner/name` was wanted."
         )
     found: list[Preference] = []
+    faults: list[str] = []
+
+    def leave_out(fault: str) -> None:
+        faults.append(fault)
+        if on_fault is not None:
+            on_fault(fault)
+
     left = limit
     for name, read in parts:
         if left == 0:
@@ -85,10 +92,17 @@ def load_preferences(
         kept = rows if left is None else rows.first(left)
         left = None if left is None else left - len(kept.rows)
         found += read_rows(
-            kept.rows, kept.columns, source=name, chat=chat, on_fault=on_fault, numbers=kept.numbers, least=0
+            kept.rows,
+            kept.columns,
+            source=name,
+            chat=chat,
+            on_fault=on_fault and leave_out,
+            numbers=kept.numbers,
+            least=0,
         )
     if not found:
-        raise ValueError(f"{path.name or source} has no usable row. At least one preference was wanted.")
+        first = f" The first of {len(faults)} faults: {faults[0]}" if faults else ""
+        raise ValueError(f"{path.name or source} has no usable row. At least one preference was wanted.{first}")
     return found
 
 
