@@ -5,11 +5,15 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-__all__ = ["Activation", "DecoderConfig", "Llama3Scaling"]
+__all__ = ["COMPUTED", "Activation", "DecoderConfig", "Llama3Scaling"]
+
+#: Fields of `DecoderConfig` that say how a decoder is computed, and not which one it is.
+COMPUTED = ("remat", "attention")
 
 Activation = Literal["silu", "gelu", "gelu_tanh"]
 Norm = Literal["rms", "layer"]
 Remat = Literal["none", "layers", "dots"]
+AttentionKernel = Literal["auto", "xla", "cudnn", "splash"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -65,6 +69,8 @@ class DecoderConfig:
       tied_head: whether the vocabulary matrix of the head is the embedding table itself.
       logit_soft_cap: c of logits c·tanh(u/c) (Gemma 2), or None; `logprobs` applies it, not the decoder.
       remat: what the backward pass makes again: "none", all inside "layers", or all but matrix products ("dots").
+      attention: the kernel of rows that hold one sequence each: "auto" is cuDNN's flash attention on a GPU in half
+        precision, JAX's Splash attention on a TPU, and else XLA's, which holds the scores (`models.attention`).
     """
 
     vocab_size: int
@@ -97,6 +103,7 @@ class DecoderConfig:
     tied_head: bool = True
     logit_soft_cap: float | None = None
     remat: Remat = "none"
+    attention: AttentionKernel = "auto"
 
     def __post_init__(self) -> None:
         """Refuse a shape that no decoder can have."""

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
+from mi_align.logprobs import Layout
+from mi_align.models.attention import attention_of, kernel_of
 from mi_align.models.config import DecoderConfig
 from mi_align.models.layers import Block, Context, KeysAndValues, Norm
 from mi_align.models.positions import frequencies, turn, window_frequencies
@@ -18,9 +22,6 @@ __all__ = ["Cache", "Decoder", "Segments"]
 
 #: The keys and values of all layers, `[layers, batch, slots, heads, features]` each, by position.
 Cache = KeysAndValues
-
-#: The residual stream `[batch, time, features]`, as it was.
-Keep = Callable[[Array], Array]
 
 #: Up to so many layers the scan is unrolled: it compiles as fast, and XLA fuses across layers.
 _UNROLLED = 4
@@ -75,19 +76,20 @@ class Decoder(nnx.Module):
         return self.head[...]
 
     def __call__(
-        self, tokens: Int[Array, "*batch time"], *, keep: Keep = lambda x: x
+        self, tokens: Int[Array, "*batch time"], *, layout: Layout | None = None
     ) -> Float[Array, "*batch time features"]:
         """The hidden state after each token, which predicts the next one; no later token enters it.
 
-        `keep` is applied to the stream before every block: on a mesh, it says how it is spread there.
+        On a mesh, `layout` says how the stream is spread before every block; left to itself the compiler may follow the
+        parameters.
         """
         rows = tokens.reshape(-1, tokens.shape[-1])
         self._check_positions(rows.shape[1])
-        hidden, _ = self._through(rows, jnp.arange(rows.shape[1])[None], None, keep=keep)
+        hidden, _ = self._through(rows, jnp.arange(rows.shape[1])[None], None, layout=layout)
         return hidden.reshape(*tokens.shape, -1)
 
     def packed(
-        self, tokens: Int[Array, "B T"], segments: Segments, *, longest: int, keep: Keep = lambda x: x
+        self, tokens: Int[Array, "B T"], segments: Segments, *, longest: int, layout: Layout | None = None
     ) -> Float[Array, "B T D"]:
         """The same where rows hold several sequences: each token as if its own sequence had a row to itself.
 
@@ -95,7 +97,7 @@ class Decoder(nnx.Module):
         on the positions whose hidden states are used, which for learned positions cannot be any.
         """
         self._check_positions(longest)
-        return self._through(tokens, segments.positions, None, segments=segments, keep=keep)[0]
+        return self._through(tokens, segments.positions, None, segments=segments, layout=layout)[0]
 
     def continued(
         self, tokens: Int[Array, "batch time"], positions: Int[Array, "batch time"], cache: Cache
@@ -123,22 +125,25 @@ class Decoder(nnx.Module):
         cache: Cache | None,
         *,
         segments: Segments | None = None,
-        keep: Keep = lambda x: x,
+        layout: Layout | None = None,
     ) -> tuple[Float[Array, "B T D"], Any]:
-        config = self.config
+        config, keep = self.config, functools.partial(_kept, layout)
         x = keep(self.embedding[tokens])
         if config.embedding_scale != 1:
             x = x * jnp.asarray(config.embedding_scale, x.dtype)
         if self.positions is not None:
             x = x + self.positions[positions]
         graphdef, params = nnx.split(self.blocks)
-        everywhere, near = _contexts(config, positions, cache, segments)
+        kernel = kernel_of(config, x.dtype, layout, masked=cache is not None or segments is not None)
+        attend = attention_of(config, kernel, layout)
+        everywhere, near = _contexts(config, positions, cache, segments, by_mask=kernel == "xla")
 
         def step(x: Array, layer: _Layer) -> tuple[Array, Any]:
             context = everywhere
             if near is not None:
                 context = jax.tree.map(lambda a, b: jnp.where(layer.windowed, b, a), everywhere, near)
-            return nnx.merge(graphdef, layer.params)(keep(x), context, layer.cache)
+            context = context._replace(windowed=layer.windowed)
+            return nnx.merge(graphdef, layer.params)(keep(x), context, layer.cache, attend)
 
         layers = _Layer(params, jnp.asarray(config.windowed_layers), cache)
         unroll = config.layers if config.layers <= _UNROLLED else 1
@@ -146,25 +151,36 @@ class Decoder(nnx.Module):
         return self.norm(x), cache
 
 
+def _kept(layout: Layout | None, x: Float[Array, "batch time features"]) -> Float[Array, "batch time features"]:
+    if layout is None:
+        return x
+    return jax.lax.with_sharding_constraint(x, NamedSharding(layout.mesh, P(layout.tokens)))
+
+
 def _contexts(
-    config: DecoderConfig, positions: Array, cache: Cache | None, segments: Segments | None
+    config: DecoderConfig, positions: Array, cache: Cache | None, segments: Segments | None, *, by_mask: bool
 ) -> tuple[Context, Context | None]:
     """What a layer that sees everything before it is told, and a windowed one, if there are any.
 
     The first needs no mask where there are neither cache, window nor segments: attention is then causal by itself.
+    Neither does where the kernel knows of windows.
     """
     rotary = config.learned_positions is None
-    everywhere = Context(positions, turn(positions, frequencies(config)) if rotary else None, None)
+    far = turn(positions, frequencies(config)) if rotary else None
+    everywhere = Context(positions, far, None, jnp.asarray(False))
     if config.window is None and cache is None and segments is None:
         return everywhere, None
-    slots = positions if cache is None else jnp.arange(cache.keys.shape[2])[None]
-    distance = positions[:, :, None] - slots[:, None, :]
-    before = distance >= 0 if segments is None else (distance >= 0) & _same_path(segments)
+    before = within = None
+    if by_mask:
+        slots = positions if cache is None else jnp.arange(cache.keys.shape[2])[None]
+        distance = positions[:, :, None] - slots[:, None, :]
+        before = distance >= 0 if segments is None else (distance >= 0) & _same_path(segments)
+        within = before if config.window is None else before & (distance < config.window)
     everywhere = everywhere._replace(mask=before)
     if config.window is None:
         return everywhere, None
     near = turn(positions, window_frequencies(config)) if rotary else None
-    return everywhere, Context(positions, near, before & (distance < config.window))
+    return everywhere, everywhere._replace(turn=near, mask=within)
 
 
 def _same_path(segments: Segments) -> Bool[Array, "B T T"]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from mi_align import checks
-from mi_align.models.config import Activation, DecoderConfig, Llama3Scaling
+from mi_align.models.config import COMPUTED, Activation, DecoderConfig, Llama3Scaling
 
 __all__ = ["FAMILIES", "Family", "Weight", "family_of", "llama_json"]
 
@@ -84,7 +84,8 @@ def llama_json(config: DecoderConfig) -> dict[str, Any]:
         "max_position_embeddings": _UNBOUNDED,
         "dtype": "float32",
     }
-    again = dataclasses.asdict(dataclasses.replace(FAMILIES["llama"].config(source), remat=config.remat))
+    computed = {name: getattr(config, name) for name in COMPUTED}
+    again = dataclasses.asdict(dataclasses.replace(FAMILIES["llama"].config(source), **computed))
     told = dataclasses.asdict(config) | {
         "kv_heads": config.key_value_heads,
         "head_features": config.head_width,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -22,7 +21,6 @@ __all__ = [
     "init_decoder",
     "packed_logps",
     "response_logps",
-    "spread",
     "vocabulary_matrix",
 ]
 
@@ -78,7 +76,7 @@ def response_logps(
       `response_mask[..., 1:]`.
     """
     model = nnx.merge(graphdef, params)
-    hidden = model(tokens[..., :-1], keep=spread(layout))
+    hidden = model(tokens[..., :-1], layout=layout)
     targets, where = tokens[..., 1:], response_mask[..., 1:]
     return token_logps(
         hidden,
@@ -90,11 +88,6 @@ def response_logps(
         memory_budget=memory_budget,
         layout=layout,
     )
-
-
-def spread(layout: Layout | None) -> Callable[[Array], Array]:
-    """What keeps the stream inside a decoder where the layout has its examples; the identity on one device."""
-    return (lambda x: x) if layout is None else functools.partial(_spread_over, layout)
 
 
 def packed_logps(
@@ -126,8 +119,7 @@ def packed_logps(
       layout: how rows and the vocabulary are spread over a mesh, as there.
     """
     model = nnx.merge(graphdef, params)
-    keep = (lambda x: x) if layout is None else functools.partial(_spread_over, layout)
-    hidden = model.packed(tokens, segments, longest=longest, keep=keep)
+    hidden = model.packed(tokens, segments, longest=longest, layout=layout)
     predicting = jnp.take_along_axis(hidden, previous[..., None], axis=1)
     return token_logps(
         predicting,
@@ -139,12 +131,6 @@ def packed_logps(
         memory_budget=memory_budget,
         layout=layout,
     )
-
-
-def _spread_over(layout: Layout, x: Float[Array, "batch time features"]) -> Float[Array, "batch time features"]:
-    """The stream with its examples over the axes of tokens; left to itself the compiler may follow the parameters."""
-    spec = jax.sharding.PartitionSpec(layout.tokens)
-    return jax.lax.with_sharding_constraint(x, jax.sharding.NamedSharding(layout.mesh, spec))
 
 
 def cast(params: Params, dtype: jnp.dtype) -> Params:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
+from mi_align.models.attention import Attend
 from mi_align.models.config import DecoderConfig
 from mi_align.models.positions import Turn, rotate
 from mi_align.numerics import as_float
@@ -29,7 +30,6 @@ __all__ = [
     "Linear",
     "LowRank",
     "Norm",
-    "attend",
 ]
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -45,12 +45,15 @@ class Context(NamedTuple):
     Attributes:
       positions: of each token in its sequence.
       turn: of rotary positions; None where positions were learned.
-      mask: which slots a token may look at; None: those up to its own, where a row is one sequence without a cache.
+      mask: which slots a token may look at; None: those up to its own, where a row is one sequence without a cache, and
+        the window's, which kernels know.
+      windowed: whether the layer sees no further than the window.
     """
 
     positions: Int[Array, "#B T"]
     turn: Turn | None
     mask: Bool[Array, "#B T S"] | None
+    windowed: Bool[Array, ""]
 
 
 class KeysAndValues(NamedTuple):
@@ -58,32 +61,6 @@ class KeysAndValues(NamedTuple):
 
     keys: Float[Array, "B S G W"]
     values: Float[Array, "B S G W"]
-
-
-def attend(
-    query: Float[Array, "B T H W"],
-    key: Float[Array, "B S G W"],
-    value: Float[Array, "B S G W"],
-    mask: Bool[Array, "#B T S"] | None,
-    *,
-    scale: float,
-    soft_cap: float | None = None,
-) -> Float[Array, "B T H W"]:
-    """Attention to what the mask allows, or causal without one; each key-value head is shared by H/G query heads.
-
-    `jax.nn.dot_product_attention` knows no soft cap and takes its softmax in float32 whatever comes in, so a cap and
-    float64 are done by hand.
-    """
-    if soft_cap is None and query.dtype != jnp.float64:
-        whole = None if mask is None else mask[:, None]
-        return jax.nn.dot_product_attention(query, key, value, mask=whole, scale=scale, is_causal=mask is None)
-    key_BSHW, value_BSHW = (jnp.repeat(x, query.shape[2] // x.shape[2], axis=2) for x in (key, value))
-    (scores_BHTS,) = as_float(jnp.einsum("bthw,bshw->bhts", query, key_BSHW) * scale)
-    if soft_cap is not None:
-        scores_BHTS = soft_cap * jnp.tanh(scores_BHTS / soft_cap)
-    allowed_BHTS = jnp.tri(query.shape[1], dtype=bool)[None, None] if mask is None else mask[:, None]
-    weights_BHTS = jax.nn.softmax(scores_BHTS, where=allowed_BHTS).astype(query.dtype)
-    return jnp.einsum("bhts,bshw->bthw", weights_BHTS, value_BSHW)
 
 
 class Norm(nnx.Module):
@@ -161,11 +138,9 @@ class Attention(nnx.Module):
             Norm(config, config.head_width, dtype=dtype) if config.qk_norm else None for _ in range(2)
         )
         self.head_width = config.head_width
-        self.scale = config.head_width**-0.5 if config.attention_scale is None else config.attention_scale
-        self.soft_cap = config.attention_soft_cap
 
     def __call__(
-        self, x: Float[Array, "B T D"], context: Context, cache: KeysAndValues | None = None
+        self, x: Float[Array, "B T D"], context: Context, cache: KeysAndValues | None, attend: Attend
     ) -> tuple[Float[Array, "B T D"], KeysAndValues | None]:
         """Mix each position with itself and those before it, of which earlier calls left keys and values."""
         query, key, value = (
@@ -181,7 +156,7 @@ class Attention(nnx.Module):
             at = (example, context.positions)
             cache = KeysAndValues(cache.keys.at[at].set(key), cache.values.at[at].set(value))
             key, value = cache
-        mixed = attend(query, key, value, context.mask, scale=self.scale, soft_cap=self.soft_cap)
+        mixed = attend(query, key, value, context.mask, context.windowed)
         return self.out(mixed.reshape(*x.shape[:2], -1)), cache
 
 
@@ -220,10 +195,10 @@ class Block(nnx.Module):
         self.feed_forward_post_norm = norm() if config.post_norms else None
 
     def __call__(
-        self, x: Float[Array, "B T D"], context: Context, cache: KeysAndValues | None = None
+        self, x: Float[Array, "B T D"], context: Context, cache: KeysAndValues | None, attend: Attend
     ) -> tuple[Float[Array, "B T D"], KeysAndValues | None]:
         """One block's step of the residual stream."""
-        mixed, cache = self.attention(self.attention_norm(x), context, cache)
+        mixed, cache = self.attention(self.attention_norm(x), context, cache, attend)
         x = x + (mixed if self.attention_post_norm is None else self.attention_post_norm(mixed))
         added = self.feed_forward(self.feed_forward_norm(x))
         return x + (added if self.feed_forward_post_norm is None else self.feed_forward_post_norm(added)), cache

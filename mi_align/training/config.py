@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any, Literal
 
 from mi_align import checks
+from mi_align.models.config import COMPUTED
 from mi_align.models.lora import LoraConfig
 
 __all__ = ["DataConfig", "ModelConfig", "OptimiserConfig", "RunConfig"]
@@ -22,6 +23,7 @@ class ModelConfig:
       compute_dtype: of the forward and backward pass, to which the parameters are cast in each step, while the
         optimiser and what is saved keep theirs; None: that of the parameters.
       remat: what the backward pass makes again: "none", all inside "layers", or all but matrix products ("dots").
+      attention: the kernel that attends: "auto", the platform's, or "xla", "cudnn", "splash" (`models.DecoderConfig`).
       exact_start: whether the first step's margins are exactly 0, at the price of one more forward pass a step
         (`training.scorer`).
       trained: beginnings of the paths of the parameters that are trained, e.g. `blocks.attention`; none named: all.
@@ -34,6 +36,7 @@ class ModelConfig:
     dtype: Literal["float32", "bfloat16"] | None = None
     compute_dtype: Literal["float32", "bfloat16"] | None = None
     remat: Literal["none", "layers", "dots"] = "none"
+    attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"
     exact_start: bool = True
     trained: tuple[str, ...] = ()
     lora: LoraConfig | None = None
@@ -49,6 +52,11 @@ class ModelConfig:
                 f"{' and '.join(given)} are given, but one of them says what is trained: named parts, a fresh adapter, "
                 "or one from a folder, whose rank, α and targets are its own."
             )
+
+    @property
+    def computed(self) -> dict[str, Any]:
+        """The fields of `DecoderConfig` that say how a decoder is computed."""
+        return {name: getattr(self, name) for name in COMPUTED}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

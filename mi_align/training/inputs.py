@@ -24,6 +24,7 @@ from mi_align.data import (
 )
 from mi_align.methods import METHODS, Method
 from mi_align.models import DecoderConfig, Pretrained, fresh_llama, load_pretrained
+from mi_align.models.config import COMPUTED
 from mi_align.training.config import DataConfig, RunConfig
 from mi_align.training.fitting import Note, arranged, fitted
 from mi_align.training.readers import reads_divergence, reads_vocabulary
@@ -168,10 +169,10 @@ def _model(config: RunConfig, tokenizer: Tokenizer) -> Pretrained:
     if config.model.pretrained is not None:
         mesh = mesh_of(config)
         where = None if mesh is None else lambda path, shape: NamedSharding(mesh, spec_of(path, shape, mesh))
-        return load_pretrained(config.model.pretrained, dtype=dtype, sharding=where, remat=config.model.remat)
-    known = {field for field in DecoderConfig.__dataclass_fields__ if field not in ("vocab_size", "remat")}
+        return load_pretrained(config.model.pretrained, dtype=dtype, sharding=where, **config.model.computed)
+    known = set(DecoderConfig.__dataclass_fields__) - {"vocab_size", *COMPUTED}
     for name in config.model.shape:
         if name not in known:
             raise checks.unknown_name("setting in `model.shape`", name, known)
-    shape = DecoderConfig(vocab_size=tokenizer.vocab_size, remat=config.model.remat, **config.model.shape)
+    shape = DecoderConfig(vocab_size=tokenizer.vocab_size, **config.model.computed, **config.model.shape)
     return fresh_llama(shape, jax.random.key(config.seed), dtype=dtype or jnp.dtype("float32"))

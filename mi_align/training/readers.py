@@ -21,7 +21,6 @@ from mi_align.data import PreferenceBatch
 from mi_align.logprobs import Layout, token_logps, token_statistics
 from mi_align.methods import Method
 from mi_align.models import Decoder, cast
-from mi_align.models.functional import spread
 from mi_align.numerics import as_float, fill
 from mi_align.training.scoring import TokenLogps, candidates
 from mi_align.training.state import Params
@@ -90,7 +89,7 @@ def _seen(
 ) -> tuple[_Seen, float | None]:
     params = params if compute_dtype is None else cast(params, jnp.dtype(compute_dtype))
     model = nnx.merge(graphdef, params)
-    hidden = model(jnp.asarray(batch.tokens)[..., :-1], keep=spread(layout))
+    hidden = model(jnp.asarray(batch.tokens)[..., :-1], layout=layout)
     return _Seen(hidden, model.vocabulary), model.config.logit_soft_cap
 
 

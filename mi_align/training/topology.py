@@ -94,9 +94,9 @@ def shapes_of(config: RunConfig) -> Pretrained:
     """A run's model, with its adapter, as shapes: from `config.json` or the settings. No weights are touched."""
     how = config.model
     if how.pretrained is not None:
-        base = abstract_pretrained(how.pretrained, jnp.dtype(how.dtype or "bfloat16"), remat=how.remat)
+        base = abstract_pretrained(how.pretrained, jnp.dtype(how.dtype or "bfloat16"), **how.computed)
     elif config.data.tokenizer in (None, "bytes"):
-        shape = DecoderConfig(vocab_size=_BYTES, remat=how.remat, **how.shape)
+        shape = DecoderConfig(vocab_size=_BYTES, **how.computed, **how.shape)
         base = abstract_llama(shape, jnp.dtype(how.dtype or "float32"))
     else:
         raise ValueError("`model.shape` with a tokenizer of its own has no vocabulary yet: name `model.pretrained`.")
