@@ -42,11 +42,7 @@ def formula(query, key, value, *, scale, window=None, cap=None):
 
 @pytest.fixture
 def drawn(rng: np.random.Generator):
-    sizes = [(#: Of numbers near 1; accelerators multiply float32 in passes of bfloat16 or TF32.
-CLOSE = 2e-6 if jax.default_backend() == "cpu" else 2e-2
-BATCH, TIME, HEADS, WIDTH), *((#: Of numbers near 1; accelerators multiply float32 in passes of bfloat16 or TF32.
-CLOSE = 2e-6 if jax.default_backend() == "cpu" else 2e-2
-BATCH, TIME, SHARED, WIDTH),) * 2]
+    sizes = [(BATCH, TIME, HEADS, WIDTH), *((BATCH, TIME, SHARED, WIDTH),) * 2]
     return [jnp.asarray(rng.normal(size=size), jnp.float32) for size in sizes]
 
 
@@ -80,9 +76,7 @@ def test_layers_that_differ_in_their_windows_share_a_program(drawn) -> None:
 
 
 def test_gradients_of_splash_are_those_of_xla(drawn) -> None:
-    weights = jnp.cos(jnp.arange(BATCH * TIME * HEADS * WIDTH).reshape(#: Of numbers near 1; accelerators multiply float32 in passes of bfloat16 or TF32.
-CLOSE = 2e-6 if jax.default_backend() == "cpu" else 2e-2
-BATCH, TIME, HEADS, WIDTH))
+    weights = jnp.cos(jnp.arange(BATCH * TIME * HEADS * WIDTH).reshape(BATCH, TIME, HEADS, WIDTH))
     with jax.enable_x64(True):
         wide = [x.astype(jnp.float64) for x in drawn]
         wanted = jax.grad(lambda *qkv: jnp.sum(weights * attend(*qkv, None, scale=0.25)), (0, 1, 2))(*wide)
