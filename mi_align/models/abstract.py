@@ -14,7 +14,7 @@ from flax import nnx
 
 from mi_align.models.config import DecoderConfig
 from mi_align.models.decoder import Decoder
-from mi_align.models.families import family_of, llama_json
+from mi_align.models.families import decoder_config, llama_json
 from mi_align.models.functional import Params, init_decoder
 from mi_align.models.hugging_face import Pretrained
 
@@ -33,7 +33,7 @@ def published_config(name: str | Path, **changes: Any) -> DecoderConfig:
       ValueError: the family is unknown here.
     """
     source = _published(name)
-    return dataclasses.replace(family_of(source).config(source), **changes)
+    return dataclasses.replace(decoder_config(source), **changes)
 
 
 def abstract_pretrained(name: str | Path, dtype: jnp.dtype = jnp.bfloat16, **changes: Any) -> Pretrained:

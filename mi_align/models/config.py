@@ -65,6 +65,7 @@ class DecoderConfig:
       tied_head: whether the vocabulary matrix of the head is the embedding table itself.
       logit_soft_cap: c of logits c·tanh(u/c) (Gemma 2), or None; `logprobs` applies it, not the decoder.
       remat: what the backward pass makes again: "none", all inside "layers", or all but matrix products ("dots").
+      reward_head: whether a linear map to one number a token, `score`, stands in the place of the vocabulary's head.
     """
 
     vocab_size: int
@@ -97,6 +98,7 @@ class DecoderConfig:
     tied_head: bool = True
     logit_soft_cap: float | None = None
     remat: Remat = "none"
+    reward_head: bool = False
 
     def __post_init__(self) -> None:
         """Refuse a shape that no decoder can have."""

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mi_align.critics.candidates import Candidates
-from mi_align.data import PreferenceBatch, chosen_only
+from mi_align.data import chosen_only
 from mi_align.methods import Method
 from mi_align.numerics import Mean
 from mi_align.training.metrics import Metrics, method_metrics, preference_metrics
@@ -52,8 +52,6 @@ def preference_loss(
     def loss(params: Params, scored: Scored, anchor: Params | None = None) -> tuple[Mean, Metrics]:
         batch, reference = scored
         if read is not None:
-            if not isinstance(batch, PreferenceBatch):
-                raise TypeError("the batch is packed, but this method reads candidates that have rows of their own.")
             compared = read(params, params if anchor is None else anchor, batch, reference)
         else:
             if live is not None:
@@ -72,6 +70,8 @@ def preference_loss(
 def _metrics(method: Method | Callable[[Candidates], Array], compared: Candidates) -> Metrics:
     if not isinstance(method, Method):
         return preference_metrics(compared)
+    if compared.policy is None:  # a reward model says how good responses are, not how likely
+        return method_metrics(method, compared)
     if compared.desirable is not None:
         return unpaired_metrics(method, compared)
     return preference_metrics(compared) | method_metrics(method, compared)

@@ -41,7 +41,8 @@ def parts_of(config: ModelConfig, model: Pretrained) -> tuple[Params, Params | N
       ValueError: `trained` names no parameter.
     """
     if model.lora is not None:
-        return partition(model.params, is_adapter)
+        # A reward's head is trained beside an adapter of what it reads.
+        return partition(model.params, lambda path: is_adapter(path) or path == "score")
     if not config.trained:
         return model.params, None
     params, frozen = partition(model.params, lambda path: path.startswith(config.trained))
