@@ -11,6 +11,7 @@ from typing import Any
 import tyro
 
 from mi_align.cli.bench import Bench
+from mi_align.cli.evaluate import Evaluate
 from mi_align.cli.generate import Generate
 from mi_align.cli.plot import Plot
 from mi_align.cli.reproduce import Reproduce
@@ -27,6 +28,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "train": Train,
     "sft": Sft,
     "reward": Reward,
+    "evaluate": Evaluate,
     "generate": Generate,
     "plot": Plot,
 }

@@ -73,7 +73,7 @@ class Sft:
 
 @dataclasses.dataclass(frozen=True)
 class Reward:
-    """Train a reward model on preferences: `train` with method=bradley_terry, or plackett_luce_reward if that is set."""
+    """Train a reward model on preferences: `train` with method=bradley_terry, or plackett_luce_reward if set."""
 
     settings: Annotated[tuple[str, ...], tyro.conf.Positional]
     """A YAML file and overrides, as for `train`."""

@@ -117,11 +117,6 @@ def load_inputs(config: RunConfig) -> Inputs:
             encoded.append(_encoded(preferences, config, tokenizer, method, own.append))
             notes += [f"{part}: {text}" for text in own]
     model = model_of(config, tokenizer, method)
-    if model.config.vocab_size < tokenizer.vocab_size:
-        raise ValueError(
-            f"the tokenizer {tokens!r} has {tokenizer.vocab_size:,} ids, but the model's vocabulary has "
-            f"{model.config.vocab_size:,}. Name the model's own by `data.tokenizer`."
-        )
     batches = [batch for batch, _ in encoded]
     held_out = batches[1] if len(batches) > 1 else None
     buckets = buckets_of(config, batches[0], total_steps(config, len(batches[0].tokens)))
@@ -173,6 +168,12 @@ def model_of(config: RunConfig, tokenizer: Tokenizer, method: Method | None) -> 
       ValueError: the files do not fit, or they are of a reward model, and the method trains a policy.
     """
     model = with_head(_base(config, tokenizer), config, method)
+    if model.config.vocab_size < tokenizer.vocab_size:
+        named = config.data.tokenizer or config.model.pretrained or "bytes"
+        raise ValueError(
+            f"the tokenizer {named!r} has {tokenizer.vocab_size:,} ids, but the model's vocabulary has "
+            f"{model.config.vocab_size:,}. Name the model's own by `data.tokenizer`."
+        )
     return with_adapter(config.model, model, config.seed)
 
 
