@@ -12,6 +12,7 @@ import tyro
 
 from mi_align.cli.bench import Bench
 from mi_align.cli.evaluate import Evaluate
+from mi_align.cli.export import Export
 from mi_align.cli.generate import Generate
 from mi_align.cli.plot import Plot
 from mi_align.cli.reproduce import Reproduce
@@ -29,6 +30,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "sft": Sft,
     "reward": Reward,
     "evaluate": Evaluate,
+    "export": Export,
     "generate": Generate,
     "plot": Plot,
 }
