@@ -35,7 +35,6 @@ NEUTRAL: dict[str, tuple[Any, ...]] = {
     "bias": ("none",),
     "use_dora": (False,),
     "lora_bias": (False,),
-    "modules_to_save": (None, [], ["score"], ["classifier", "score"]),
     "alora_invocation_tokens": (None,),
     "target_parameters": (None, []),
     "trainable_token_indices": (None,),
@@ -237,6 +236,9 @@ def _understood(config: Mapping[str, Any], folder: Path) -> LoraConfig:
     for name, neutral in NEUTRAL.items():
         if name in config and config[name] not in neutral:
             raise ValueError(f"{folder}: {CONFIG} has {name} = {config[name]!r}, which adapters here do not know.")
+    whole = set(config.get("modules_to_save") or ())
+    if not whole <= {"score", "classifier"}:  # PEFT's names for the head of a classifier
+        raise ValueError(f"{folder}: {CONFIG} has modules_to_save = {sorted(whole)}, which adapters here do not know.")
     rslora = bool(config.get("use_rslora", False))
     lora = LoraConfig(rank=int(config["r"]), alpha=float(config["lora_alpha"]), rslora=rslora)
     ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}
