@@ -101,7 +101,8 @@ def _for_rewards(settings: tuple[str, ...]) -> tuple[str, ...]:
 
     rows = [name for name, row in METHODS.items() if reads_score(row)]
     file, after = _file_and_overrides(settings)
-    if file is None or _settings((file, *after)).method not in rows:
+    others = (text for text in after if not text.startswith("method="))
+    if file is None or _settings((file, *others)).method not in rows:
         beside = ("method=bradley_terry", *(() if file is None else ("hyper={}",)))
         settings = (*(() if file is None else (file,)), *beside, *after)
     config = _settings(settings)
