@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from mi_align.cli.main import main
+from mi_align.cli.train import _file_and_overrides, _for_rewards
 from mi_align.data import (
     ByteTokenizer,
     arithmetic_preferences,
@@ -21,7 +22,9 @@ from mi_align.data import (
     save_byte_tokenizer,
 )
 from mi_align.models import DecoderConfig, fresh_llama, load_adapter, load_pretrained, response_logps, save_pretrained
+from mi_align.training.config import RunConfig
 from mi_align.training.rewards import load_reward
+from mi_align.training.settings import load
 
 pytestmark = pytest.mark.usefixtures("one_device")
 
@@ -31,7 +34,7 @@ REWARD = {"rewards/chosen", "rewards/rejected", "rewards/margins", "rewards/accu
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A policy to begin from, data, and three runs: DPO, a reward model, and an adapter of one."""
+    """A policy to begin from, data, and two runs: DPO and a reward model."""
     place = tmp_path_factory.mktemp("place")
     rows = [
         {"prompt": p.prompt, "chosen": p.chosen, "rejected": p.rejected[0]}
@@ -49,8 +52,6 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
         best = ["keep_best=1", "best_by=eval/loss"]
         assert main(["train", *common, "method=dpo", f"output={place / 'dpo'}", *best]) == 0
         assert main(["reward", *common, f"output={place / 'reward'}"]) == 0
-        lora = "model.lora={rank: 2, alpha: 4, targets: [q_proj, v_proj]}"
-        assert main(["reward", *common, f"output={place / 'lora'}", lora]) == 0
     return place
 
 
@@ -91,41 +92,29 @@ def test_an_evaluation_says_what_the_run_said_of_the_same_data(place: Path, caps
     reward = evaluated(capsys, "--model", str(place / "reward" / "model"), *data)
     assert reward["method"] == "bradley_terry" and set(reward) >= REWARD
     assert_same_numbers(reward, evaluation_of(place / "reward", 6))
-    other = evaluated(
-        capsys,
-        "--model",
-        str(place / "dpo" / "model"),
-        "--reference",
-        str(place / "base"),
-        *data,
-        "--hyper",
-        "beta=0.7",
-    )
-    np.testing.assert_allclose(other["rewards/margins"], 7 * dpo["rewards/margins"], rtol=1e-4)
 
 
 def test_examples_are_written_one_by_one(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     data, file = str(place / "held_out.jsonl"), tmp_path / "examples.jsonl"
     arguments = ["--model", str(place / "dpo" / "model"), "--reference", str(place / "base"), "--data", data]
-    whole = evaluated(capsys, *arguments, "--output", str(file))
+    whole = evaluated(capsys, *arguments, "--output", str(file), "--hyper", "beta=0.7")
     examples = [json.loads(line) for line in file.read_text().splitlines()]
     preferences = load_preferences(data)
-    assert [(e["prompt"], *e["responses"]) for e in examples] == [
-        (p.prompt, p.chosen, *p.rejected) for p in preferences
-    ]
+    texts = [(p.prompt, p.chosen, *p.rejected) for p in preferences]
+    assert [(e["prompt"], *e["responses"]) for e in examples] == texts
     # From outside of what evaluates: log π of whole responses, and DPO's formula.
     batch, _ = encode_preferences(preferences, ByteTokenizer())
-    logps = {
-        name: np.asarray(jnp.sum(response_logps(m.graphdef, m.params, batch.tokens, batch.response_mask), axis=-1))
-        for name, m in {
-            "policy": load_pretrained(place / "dpo" / "model"),
-            "base": load_pretrained(place / "base"),
-        }.items()
-    }
+
+    def whole_logps(folder: Path) -> np.ndarray:
+        model = load_pretrained(folder)
+        logps = jax.jit(response_logps, static_argnums=0)
+        return np.asarray(jnp.sum(logps(model.graphdef, model.params, batch.tokens, batch.response_mask), axis=-1))
+
+    logps = {"policy": whole_logps(place / "dpo" / "model"), "base": whole_logps(place / "base")}
     ratio = logps["policy"].astype(np.float64) - logps["base"]
     np.testing.assert_allclose([e["logp"] for e in examples], logps["policy"], rtol=1e-5)
     np.testing.assert_allclose([e["log_ratio"] for e in examples], ratio, rtol=0, atol=2e-4)
-    loss = np.log1p(np.exp(-0.1 * (ratio[:, 0] - ratio[:, 1])))
+    loss = np.log1p(np.exp(-0.7 * (ratio[:, 0] - ratio[:, 1])))
     np.testing.assert_allclose([e["loss"] for e in examples], loss, rtol=1e-4)
     np.testing.assert_allclose(whole["loss"], loss.mean(), rtol=1e-4)
     supervised = evaluated(capsys, "--model", str(place / "base"), "--data", data, "--output", str(file))
@@ -154,14 +143,8 @@ def test_what_cannot_be_evaluated_is_named(place: Path, capsys: pytest.CaptureFi
 
     data = ["--data", str(place / "held_out.jsonl")]
     base, reward = str(place / "base"), str(place / "reward" / "model")
-    refused(
-        "'dpo' compares with a reference policy, and none is given. Name it by --reference",
-        "--model",
-        base,
-        *data,
-        "--method",
-        "dpo",
-    )
+    wanted = "'dpo' compares with a reference policy, and none is given. Name it by --reference"
+    refused(wanted, "--model", base, *data, "--method", "dpo")
     refused("is no reward model. Train one with `mi-align reward`", "--model", base, *data, "--method", "bradley_terry")
     refused("is a reward model, but 'simpo' reads log-probabilities", "--model", reward, *data, "--method", "simpo")
     refused("'sft' compares with no reference policy", "--model", base, *data, "--method", "sft", "--reference", base)
@@ -191,25 +174,42 @@ def test_a_checkpoint_is_exported_as_it_was(place: Path, tmp_path: Path, capsys:
     assert capsys.readouterr().out.startswith(f"step {best['step']};")
 
 
-def test_a_reward_model_and_its_adapter_are_exported(
-    place: Path, tmp_path: Path, capsys: pytest.CaptureFixture
-) -> None:
+def test_a_reward_model_is_exported_as_it_was(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert main(["export", str(place / "reward"), "--step", "2", "--to", str(tmp_path / "two")]) == 0
-    arguments = ["--data", str(place / "held_out.jsonl")]
-    assert_same_numbers(
-        evaluated(capsys, "--model", str(tmp_path / "two"), *arguments), evaluation_of(place / "reward", 2)
-    )
-    run = shutil.copytree(place / "lora", tmp_path / "lora")
+    came = evaluated(capsys, "--model", str(tmp_path / "two"), "--data", str(place / "held_out.jsonl"))
+    assert_same_numbers(came, evaluation_of(place / "reward", 2))
+
+
+@pytest.mark.slow
+def test_a_reward_models_adapter_is_exported(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    run = tmp_path / "lora"
+    common = [f"data.train={place / 'pairs.jsonl'}", f"model.pretrained={place / 'base'}", *FEW, f"output={run}"]
+    assert main(["reward", *common, "model.lora={rank: 2, alpha: 4, targets: [q_proj, v_proj]}"]) == 0
     assert main(["export", str(run)]) == 0
     for ours, theirs in ((run / "exports" / "6", run / "model"), (run / "exports" / "6" / "adapter", run / "adapter")):
         name = "adapter_model.safetensors" if ours.name == "adapter" else "model.safetensors"
         assert (ours / name).read_bytes() == (theirs / name).read_bytes()
-    adapted = evaluated(
-        capsys, "--model", str(place / "reward" / "model"), "--adapter", str(run / "adapter"), *arguments
-    )
-    assert set(adapted) >= REWARD, "an adapter of another base of the same shape opens; its head comes along"
-    head = load_adapter(load_pretrained(place / "reward" / "model"), run / "adapter").params["score"].get_value()
+    # An adapter of another base of the same shape opens, and its head comes along.
+    other, data = str(place / "reward" / "model"), str(place / "held_out.jsonl")
+    adapted = evaluated(capsys, "--model", other, "--adapter", str(run / "adapter"), "--data", data)
+    assert set(adapted) >= REWARD
+    head = load_adapter(load_pretrained(other), run / "adapter").params["score"].get_value()
     np.testing.assert_array_equal(head, load_pretrained(run / "model").params["score"].get_value())
+    _refuse_another_base(run, place, tmp_path, capsys)
+
+
+def _refuse_another_base(run: Path, place: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    config, base = (run / "config.yaml").read_text(), load_pretrained(place / "base")
+    save_pretrained(base._replace(params=jax.tree.map(lambda x: x + 1, base.params)), tmp_path / "base")
+    save_byte_tokenizer(tmp_path / "base")
+    wrong = {
+        "was written beside other frozen parameters": config.replace(str(place / "base"), str(tmp_path / "base")),
+        "is that of another run": config.replace("rank: 2", "rank: 3"),
+    }
+    for message, settings in wrong.items():
+        (run / "config.yaml").write_text(settings)
+        assert main(["export", str(run), "--to", str(tmp_path / "no")]) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_what_cannot_be_exported_is_named(place: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
@@ -223,15 +223,9 @@ def test_what_cannot_be_exported_is_named(place: Path, tmp_path: Path, capsys: p
     refused("step 4 and the best one are both asked for", run, "--step", "4", "--best")
     refused("`keep_best` is 0", str(place / "reward"), "--best")
     refused("holds a model already. Name another folder by --to", run, "--to", str(place / "base"))
-    other = shutil.copytree(place / "lora", tmp_path / "lora")
-    config = (other / "config.yaml").read_text()
-    base = load_pretrained(place / "base")
-    moved = base._replace(params=jax.tree.map(lambda x: x + 1, base.params))
-    save_pretrained(moved, tmp_path / "base")
-    save_byte_tokenizer(tmp_path / "base")
-    (other / "config.yaml").write_text(config.replace(str(place / "base"), str(tmp_path / "base")))
-    refused("was written beside other frozen parameters than those that were read now", str(other))
-    (other / "config.yaml").write_text(config.replace("rank: 2", "rank: 3"))
+    other = shutil.copytree(run, tmp_path / "other")
+    settings = (other / "config.yaml").read_text()
+    (other / "config.yaml").write_text(settings.replace("trained: []", "trained: [norm]"))
     refused("is that of another run", str(other))
     shutil.rmtree(other / "checkpoints")
     refused("has no checkpoint yet", str(other))
@@ -249,23 +243,26 @@ def test_the_reward_command_trains_reward_models_alone(
     data = f"data: {{train: {place / 'pairs.jsonl'}}}\nmodel: {{pretrained: {place / 'base'}}}\n"
     file.write_text(f"method: dpo\nhyper: {{beta: 0.2}}\noutput: {tmp_path / 'x'}\n{data}")
 
-    def said(*arguments: str, code: int = 0) -> str:
-        assert main(["reward", str(file), *arguments]) == code
-        came = capsys.readouterr()
-        return came.out + came.err
+    def meant(*more: str) -> tuple[str, dict[str, float]]:
+        config = load(RunConfig, *_file_and_overrides(_for_rewards((str(file), *more))))
+        return config.method, dict(config.hyper)
 
-    def dry(*more: str) -> str:
-        return said("steps=1", "--dry-run", *more)
+    assert meant() == ("bradley_terry", {}), "the file's method and its β are another's"
+    assert meant("hyper.centring_weight=0.01") == ("bradley_terry", {"centring_weight": 0.01})
+    assert meant("method=plackett_luce_reward") == ("plackett_luce_reward", {})
+    for settings, message in {
+        "method=dpo": "'dpo', which trains no reward model: bradley_terry or plackett_luce_reward was wanted",
+        "hyper.beta=1": "no hyper-parameter of 'bradley_terry' called 'beta'",
+    }.items():
+        assert main(["reward", str(file), settings]) == 2
+        assert message in capsys.readouterr().err
+    file.write_text(f"method: plackett_luce_reward\nhyper: {{top_k: 1}}\noutput: {tmp_path / 'x'}\n{data}")
+    assert meant() == ("plackett_luce_reward", {"top_k": 1})
+    assert main(["train", str(file), "method=simpo", "hyper={}", f"model.pretrained={place / 'reward' / 'model'}"]) == 2
+    assert "is a reward model, which predicts no tokens, but 'simpo' reads" in capsys.readouterr().err
 
-    assert "method: bradley_terry" in dry(), "the file's method and its β are another's"
-    assert "method: plackett_luce_reward" in dry("method=plackett_luce_reward")
-    assert "'dpo', which trains no reward model: bradley_terry or plackett_luce_reward" in said("method=dpo", code=2)
-    assert "no hyper-parameter of 'bradley_terry' called 'beta'" in said("hyper.beta=1", code=2)
-    base = f"model.pretrained={place / 'reward' / 'model'}"
-    assert main(["train", str(file), base]) == 2
-    assert "is a reward model, which predicts no tokens, but 'dpo' reads log-probabilities" in capsys.readouterr().err
 
-
+@pytest.mark.slow
 def test_training_goes_on_from_a_reward_models_folder(place: Path, tmp_path: Path) -> None:
     begun = [f"data.train={place / 'pairs.jsonl'}", f"model.pretrained={place / 'reward' / 'model'}", *FEW, "steps=1"]
     assert main(["reward", *begun, f"output={tmp_path / 'on'}", "evaluate_every=0"]) == 0
