@@ -49,7 +49,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax, "devices", lambda: devices)
         common = [f"data.train={place / 'pairs.jsonl'}", f"model.pretrained={place / 'base'}", *FEW]
-        best = ["keep_best=1", "best_by=eval/loss"]
+        best = ["keep_best=1", "best_by=eval/loss", "model.exact_start=false"]
         assert main(["train", *common, "method=dpo", f"output={place / 'dpo'}", *best]) == 0
         assert main(["reward", *common, f"output={place / 'reward'}"]) == 0
     return place

@@ -137,7 +137,12 @@ def load_tokenizer(name: str | Path) -> Tokenizer:
             raise FileNotFoundError(f"there is no folder {name}, and it is neither 'bytes' nor an id on the Hub.")
         import huggingface_hub
 
-        folder = Path(huggingface_hub.snapshot_download(str(name), allow_patterns=list(FILES)))
+        try:
+            folder = Path(huggingface_hub.snapshot_download(str(name), allow_patterns=list(FILES)))
+        except OSError as error:
+            raise FileNotFoundError(
+                f"there is no folder {name}, and the Hub gave none of this name: {error}"
+            ) from error
     return HubTokenizer(folder)
 
 

@@ -60,7 +60,12 @@ def _published(name: str | Path) -> dict[str, Any]:
             raise FileNotFoundError(f"there is no {path}, and {name} is no id on the Hub (owner/name).")
         import huggingface_hub
 
-        path = Path(huggingface_hub.hf_hub_download(str(name), "config.json"))
+        try:
+            path = Path(huggingface_hub.hf_hub_download(str(name), "config.json"))
+        except OSError as error:
+            raise FileNotFoundError(
+                f"there is no folder {name}, and the Hub gave none of this name: {error}"
+            ) from error
     return json.loads(path.read_text(encoding="utf-8"))
 
 

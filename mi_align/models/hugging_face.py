@@ -157,7 +157,12 @@ def _folder(name: str | Path) -> Path:
         import huggingface_hub
 
         patterns = ["config.json", "*.safetensors", "*.safetensors.index.json", *COMPANIONS]
-        folder = Path(huggingface_hub.snapshot_download(str(name), allow_patterns=patterns))
+        try:
+            folder = Path(huggingface_hub.snapshot_download(str(name), allow_patterns=patterns))
+        except OSError as error:
+            raise FileNotFoundError(
+                f"there is no folder {name}, and the Hub gave none of this name: {error}"
+            ) from error
     if not (folder / "config.json").exists():
         raise FileNotFoundError(f"{folder} has no config.json: a folder that `save_pretrained` writes was wanted.")
     if not any(folder.glob("*.safetensors")):
