@@ -140,9 +140,7 @@ def load_tokenizer(name: str | Path) -> Tokenizer:
         try:
             folder = Path(huggingface_hub.snapshot_download(str(name), allow_patterns=list(FILES)))
         except OSError as error:
-            raise FileNotFoundError(
-                f"there is no folder {name}, and the Hub gave none of this name: {error}"
-            ) from error
+            raise FileNotFoundError(f"there is no folder {name}, and the Hub gave none so named: {error}") from error
     return HubTokenizer(folder)
 
 

@@ -63,9 +63,7 @@ def _published(name: str | Path) -> dict[str, Any]:
         try:
             path = Path(huggingface_hub.hf_hub_download(str(name), "config.json"))
         except OSError as error:
-            raise FileNotFoundError(
-                f"there is no folder {name}, and the Hub gave none of this name: {error}"
-            ) from error
+            raise FileNotFoundError(f"there is no folder {name}, and the Hub gave none so named: {error}") from error
     return json.loads(path.read_text(encoding="utf-8"))
 
 

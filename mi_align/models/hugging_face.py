@@ -160,9 +160,7 @@ def _folder(name: str | Path) -> Path:
         try:
             folder = Path(huggingface_hub.snapshot_download(str(name), allow_patterns=patterns))
         except OSError as error:
-            raise FileNotFoundError(
-                f"there is no folder {name}, and the Hub gave none of this name: {error}"
-            ) from error
+            raise FileNotFoundError(f"there is no folder {name}, and the Hub gave none so named: {error}") from error
     if not (folder / "config.json").exists():
         raise FileNotFoundError(f"{folder} has no config.json: a folder that `save_pretrained` writes was wanted.")
     if not any(folder.glob("*.safetensors")):
