@@ -21,7 +21,16 @@ from mi_align.data import (
     load_preferences,
     save_byte_tokenizer,
 )
-from mi_align.models import DecoderConfig, fresh_llama, load_adapter, load_pretrained, response_logps, save_pretrained
+from mi_align.models import (
+    DecoderConfig,
+    fresh_llama,
+    hidden_states,
+    load_adapter,
+    load_pretrained,
+    response_logps,
+    save_pretrained,
+    vocabulary_matrix,
+)
 from mi_align.training.config import RunConfig
 from mi_align.training.rewards import load_reward
 from mi_align.training.settings import load
@@ -72,7 +81,7 @@ def evaluated(capsys: pytest.CaptureFixture, *arguments: str) -> dict[str, Any]:
 
 
 def assert_same_numbers(came: dict[str, Any], wanted: dict[str, float]) -> None:
-    assert set(came) - {"model", "data", "method", "examples"} == set(wanted)
+    assert set(came) - {"model", "data", "method", "examples", "entropy"} == set(wanted)
     for name, value in wanted.items():
         np.testing.assert_allclose(came[name], value, rtol=1e-4, atol=1e-6, err_msg=name)
 
@@ -122,6 +131,17 @@ def test_examples_are_written_one_by_one(place: Path, tmp_path: Path, capsys: py
     tokens = batch.response_mask[:, 0].sum(axis=-1)
     np.testing.assert_allclose([e["loss"] for e in examples], -logps["base"][:, 0] / tokens, rtol=1e-5)
     np.testing.assert_allclose(supervised["loss"], -logps["base"][:, 0].sum() / tokens.sum(), rtol=1e-5)
+    np.testing.assert_allclose(supervised["entropy"], entropy_of(place / "base", batch), rtol=1e-5)
+
+
+def entropy_of(folder: Path, batch: Any) -> float:
+    """−Σ p log p of the next token in float64, mean over the tokens of the chosen responses."""
+    model = load_pretrained(folder)
+    hidden = hidden_states(model.graphdef, model.params, batch.tokens[:, 0, :-1])
+    logits = np.asarray(hidden, np.float64) @ np.asarray(vocabulary_matrix(model.graphdef, model.params), np.float64).T
+    p = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    p /= p.sum(axis=-1, keepdims=True)
+    return -np.sum(p * np.log(p), axis=-1)[batch.response_mask[:, 0, 1:]].mean()
 
 
 def test_a_reward_of_an_example_is_what_the_function_gives(

@@ -27,7 +27,7 @@ from mi_align.training.parts import Params
 from mi_align.training.program import scorer_of
 from mi_align.training.readers import reader, reads_divergence, reads_score
 from mi_align.training.reference_cache import score_all
-from mi_align.training.scoring import Batch
+from mi_align.training.scoring import Batch, response_entropy
 from mi_align.training.sharding import head_layout, mesh_of, place, put, shardings
 
 __all__ = ["Evaluation", "Tick", "evaluate"]
@@ -40,7 +40,7 @@ class Evaluation(NamedTuple):
     """What an evaluation found.
 
     Attributes:
-      numbers: by name, as a run reports them of its evaluation data.
+      numbers: by name, as a run reports them of its evaluation data; of a policy also `entropy`, nats a token.
       examples: of each example its prompt, its responses and what the model makes of them; of JSON's types.
       inputs: the data, and what became of them so that the method could take them.
     """
@@ -159,11 +159,16 @@ def _scorer(config: RunConfig, model: Pretrained) -> Any:
 
 def _seen_by(config: RunConfig, method: Method | None, model: Pretrained) -> Callable[..., tuple[Metrics, Any]]:
     """(parameters, batch, the reference's parameters) -> metrics of the batch, and numbers of each example."""
-    score = _scorer(config, model)
+    score, layout = _scorer(config, model), _layout(config, model)
+    entropy = response_entropy(model.graphdef, layout=layout, compute_dtype=config.model.compute_dtype)
+
+    def supervised(params: Params, batch: Any, anchor: Params | None) -> tuple[Metrics, Any]:
+        metrics, each = _supervised(score(params, chosen_only(batch[0])), batch[0])
+        return metrics | {"entropy": entropy(params, batch[0])}, each
+
     if method is None:
-        return lambda params, batch, anchor: _supervised(score(params, chosen_only(batch[0])), batch[0])
+        return supervised
     live = score if reads_divergence(method) else None
-    layout = _layout(config, model)
     read = reader(model.graphdef, method, live=live, layout=layout, compute_dtype=config.model.compute_dtype)
     compare = comparison(score, live=live, read=read, mismatched=reads_mismatched(method))
 
@@ -171,7 +176,10 @@ def _seen_by(config: RunConfig, method: Method | None, model: Pretrained) -> Cal
         compared = compare(params, batch, anchor)
         losses = method(compared)
         there = jnp.any(jnp.asarray(batch[0].candidate_mask), axis=-1)
-        return metrics_of(method, compared) | {"loss": Mean.of(losses, there)}, _each(method, compared, losses)
+        metrics = metrics_of(method, compared) | {"loss": Mean.of(losses, there)}
+        if not reads_score(method):
+            metrics["entropy"] = entropy(params, batch[0])
+        return metrics, _each(method, compared, losses)
 
     return seen
 

@@ -12,14 +12,14 @@ from jaxtyping import Array, Bool, Float
 
 from mi_align.critics.candidates import Candidates
 from mi_align.critics.reward_head import reward_head
-from mi_align.data import PackedBatch, PreferenceBatch
-from mi_align.logprobs import Layout
+from mi_align.data import PackedBatch, PreferenceBatch, chosen_only
+from mi_align.logprobs import Layout, token_statistics
 from mi_align.models import Decoder, Segments, cast, packed_logps, response_logps
 from mi_align.models.functional import spread
-from mi_align.numerics import fill
+from mi_align.numerics import Mean, fill
 from mi_align.training.state import Params
 
-__all__ = ["Batch", "ResponseScores", "TokenLogps", "candidates", "reward_scorer", "scorer"]
+__all__ = ["Batch", "ResponseScores", "TokenLogps", "candidates", "response_entropy", "reward_scorer", "scorer"]
 
 #: Preferences, a row for each candidate, or several candidates in a row.
 Batch = PreferenceBatch | PackedBatch
@@ -82,6 +82,36 @@ def _packed(
     )
     logps = jnp.take_along_axis(at_places.reshape(packs, -1), places.reshape(packs, -1), axis=1)
     return fill(logps.reshape(places.shape), jnp.asarray(batch.response_mask)[..., 1:], 0)
+
+
+def response_entropy(
+    graphdef: nnx.GraphDef[Decoder], *, layout: Layout | None = None, compute_dtype: str | None = None
+) -> Callable[[Params, Batch], Mean]:
+    """(parameters, batch) -> the entropy of the policy at each token of the chosen responses, nats, their mean.
+
+    Args:
+      graphdef: the policy's structure.
+      layout: how tokens and the vocabulary are spread over a mesh.
+      compute_dtype: to which parameters are cast first. Default: as they are.
+    """
+
+    def entropy(params: Params, batch: Batch) -> Mean:
+        params = params if compute_dtype is None else cast(params, jnp.dtype(compute_dtype))
+        model, batch = nnx.merge(graphdef, params), chosen_only(batch)
+        if isinstance(batch, PackedBatch):
+            tokens, positions, group, branch, previous, where = (
+                jnp.reshape(x, (-1, batch.tokens.shape[-1])) for x in batch[:6]
+            )
+            segments, longest = Segments(positions, group, branch), batch.places.shape[-1]
+            hidden = model.packed(tokens, segments, longest=longest, keep=spread(layout))
+            hidden, targets = jnp.take_along_axis(hidden, previous[..., None], axis=1), tokens
+        else:
+            tokens, where = jnp.asarray(batch.tokens), jnp.asarray(batch.response_mask)[..., 1:]
+            hidden, targets = model(tokens[..., :-1], keep=spread(layout)), tokens[..., 1:]
+        way: dict[str, Any] = {"soft_cap": model.config.logit_soft_cap, "layout": layout}
+        return Mean.of(token_statistics(hidden, model.vocabulary, targets, where=where, **way).entropy, where)
+
+    return entropy
 
 
 def reward_scorer(
