@@ -11,10 +11,12 @@ from typing import Any
 import tyro
 
 from mi_align.cli.bench import Bench
+from mi_align.cli.evaluate import Evaluate
+from mi_align.cli.export import Export
 from mi_align.cli.generate import Generate
 from mi_align.cli.plot import Plot
 from mi_align.cli.reproduce import Reproduce
-from mi_align.cli.train import Sft, Train
+from mi_align.cli.train import Reward, Sft, Train
 from mi_align.cli.verify import Verify
 
 __all__ = ["COMMANDS", "main"]
@@ -26,6 +28,9 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "bench": Bench,
     "train": Train,
     "sft": Sft,
+    "reward": Reward,
+    "evaluate": Evaluate,
+    "export": Export,
     "generate": Generate,
     "plot": Plot,
 }
@@ -66,7 +71,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _flags_first(given: list[str]) -> list[str]:
     """`train run.yaml --resume method=mio`: flags may stand between settings, of which tyro wants an unbroken row."""
-    if given[:1] not in (["train"], ["sft"]):
+    if given[:1] not in (["train"], ["sft"], ["reward"]):
         return given
     return [given[0], *sorted(given[1:], key=lambda text: not text.startswith("-"))]
 

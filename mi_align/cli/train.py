@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mi_align.training.config import RunConfig
     from mi_align.training.inputs import Inputs
 
-__all__ = ["Sft", "Train"]
+__all__ = ["Reward", "Sft", "Train"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +71,48 @@ class Sft:
         return train(settings, resume=self.resume, dry_run=self.dry_run, several_hosts=self.several_hosts)
 
 
+@dataclasses.dataclass(frozen=True)
+class Reward:
+    """Train a reward model on preferences: `train` with method=bradley_terry, or plackett_luce_reward if set."""
+
+    settings: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """A YAML file and overrides, as for `train`."""
+    resume: bool = False
+    """Go on from the last checkpoint in `output`."""
+    dry_run: bool = False
+    """As for `train`."""
+    several_hosts: bool = False
+    """As for `train`."""
+
+    def run(self) -> int:
+        """Load, train, tell."""
+        settings = _for_rewards(self.settings)
+        return train(settings, resume=self.resume, dry_run=self.dry_run, several_hosts=self.several_hosts)
+
+
+def _for_rewards(settings: tuple[str, ...]) -> tuple[str, ...]:
+    """The settings with a method that trains a reward model: that of the file or of an override, or else the usual one.
+
+    Hyper-parameters of another method in the file go with that method; those after it were meant.
+    """
+    from mi_align.methods import METHODS
+    from mi_align.training.inputs import method_of
+    from mi_align.training.readers import reads_score
+
+    rows = [name for name, row in METHODS.items() if reads_score(row)]
+    file, after = _file_and_overrides(settings)
+    others = (text for text in after if not text.startswith("method="))
+    if file is None or _settings((file, *others)).method not in rows:
+        beside = ("method=bradley_terry", *(() if file is None else ("hyper={}",)))
+        settings = (*(() if file is None else (file,)), *beside, *after)
+    config = _settings(settings)
+    if not reads_score(method_of(config)):
+        raise ValueError(
+            f"`method` is {config.method!r}, which trains no reward model: {' or '.join(rows)} was wanted."
+        )
+    return settings
+
+
 def train(settings: tuple[str, ...], *, resume: bool, dry_run: bool, several_hosts: bool = False) -> int:
     """What both commands do."""
     from rich.console import Console
@@ -114,8 +156,12 @@ def _settings(settings: tuple[str, ...]) -> RunConfig:
     from mi_align.training.config import RunConfig
     from mi_align.training.settings import load
 
+    return load(RunConfig, *_file_and_overrides(settings))
+
+
+def _file_and_overrides(settings: tuple[str, ...]) -> tuple[str | None, tuple[str, ...]]:
     file = settings[0] if settings and "=" not in settings[0] else None
-    return load(RunConfig, file, settings[1:] if file else settings)
+    return file, settings[1:] if file else settings
 
 
 def _tell(console: Console, config: RunConfig, inputs: Inputs, steps: int) -> None:

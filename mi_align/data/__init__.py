@@ -8,7 +8,13 @@ from mi_align.data.batches import EncodingCounts, PreferenceBatch, batch_indices
 from mi_align.data.buckets import Buckets, trimmed
 from mi_align.data.formats import LAYOUTS, read_rows, split_dialogue
 from mi_align.data.grain_batches import grain_batches
-from mi_align.data.hub_tokenizer import HubTokenizer, load_tokenizer, save_byte_tokenizer
+from mi_align.data.hub_tokenizer import (
+    HubTokenizer,
+    load_tokenizer,
+    padding_id,
+    save_byte_tokenizer,
+    save_tokenizer,
+)
 from mi_align.data.packing import PackedBatch, Packing, chosen_only, first_fit_decreasing, pack, plan_packing
 from mi_align.data.preference import Preference, borrow_negatives
 from mi_align.data.sources import load_preferences
@@ -41,9 +47,11 @@ __all__ = [
     "load_tokenizer",
     "mismatched",
     "pack",
+    "padding_id",
     "plan_packing",
     "read_rows",
     "save_byte_tokenizer",
+    "save_tokenizer",
     "side_by_side",
     "solve",
     "split_dialogue",

@@ -28,6 +28,7 @@ class PreferenceBatch(NamedTuple):
       candidate_mask: False for the candidates that fill up a prompt with fewer than K rejected responses.
       desirable: labels of single responses (`Preference.desirable`); None where there are none.
       reward: scores of all candidates, 0 for those that are not there; None where there are none.
+      margin: by how much the chosen response was said to be better, in logits; None where nobody said.
     """
 
     tokens: Int[np.ndarray, "batch candidates time"]
@@ -35,6 +36,7 @@ class PreferenceBatch(NamedTuple):
     candidate_mask: Bool[np.ndarray, "batch candidates"]
     desirable: Bool[np.ndarray, "batch candidates"] | None = None
     reward: Float[np.ndarray, "batch candidates"] | None = None
+    margin: Float[np.ndarray, " batch"] | None = None
 
 
 class EncodingCounts(NamedTuple):
@@ -151,7 +153,7 @@ def _pad(rows: Sequence[list[_Pieces]], pad_id: int) -> PreferenceBatch:
 
 
 def _annotated(batch: PreferenceBatch, preferences: Sequence[Preference]) -> PreferenceBatch:
-    """The batch with the labels and scores of its preferences, where all of them have such."""
+    """The batch with the labels, scores and margins of its preferences, where all of them have such."""
     if all(p.desirable is not None for p in preferences):
         desirable = np.zeros(batch.candidate_mask.shape, bool)
         desirable[:, 0] = [p.desirable for p in preferences]
@@ -167,6 +169,8 @@ def _annotated(batch: PreferenceBatch, preferences: Sequence[Preference]) -> Pre
                 )
             reward[i, : len(scores)] = scores
         batch = batch._replace(reward=reward)
+    if all(p.margin is not None for p in preferences):
+        batch = batch._replace(margin=np.array([p.margin for p in preferences], np.float32))
     return batch
 
 

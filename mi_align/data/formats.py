@@ -94,12 +94,12 @@ def split_dialogue(texts: Iterable[str]) -> tuple[str, tuple[str, ...]]:
 
 
 def _explicit(row: Row) -> Preference:
-    return Preference(_text(row, "prompt"), _text(row, "chosen"), _texts(row, "rejected"))
+    return Preference(_text(row, "prompt"), _text(row, "chosen"), _texts(row, "rejected"), margin=_margin(row))
 
 
 def _dialogue(row: Row) -> Preference:
     prompt, (chosen, *rejected) = split_dialogue((_text(row, "chosen"), *_texts(row, "rejected")))
-    return Preference(prompt, chosen, tuple(rejected))
+    return Preference(prompt, chosen, tuple(rejected), margin=_margin(row))
 
 
 def _demonstration(row: Row) -> Preference:
@@ -130,7 +130,8 @@ def _ranking(row: Row) -> Preference:
 
 
 #: Columns that have to be there -> how such a row is read; the first that fits. `rejected` is a text or a list. Nothing
-#: is rejected in the last two: they are demonstrations, for supervised learning alone.
+#: is rejected in the last two: they are demonstrations, for supervised learning alone. A `margin` beside a preference
+#: is kept.
 LAYOUTS: dict[tuple[str, ...], Callable[[Row], Preference]] = {
     ("prompt", "chosen", "rejected"): _explicit,
     ("chosen", "rejected"): _dialogue,
@@ -231,10 +232,20 @@ def _label(value: Any) -> bool:
     raise ValueError(f"`label` is {value!r}, but true or false, or 1 or 0, was wanted.")
 
 
+def _margin(row: Row) -> float | None:
+    """By how much the chosen response is better; what a column of this name holds beyond numbers is something else."""
+    value: Any = row.get("margin")
+    return float(value) if _is_number(value) else None
+
+
+def _is_number(value: Any) -> bool:
+    return not isinstance(value, bool) and isinstance(value, int | float) and abs(value) <= _LARGEST
+
+
 def _number(name: str, value: Any) -> float:
     if value is None:
         raise ValueError(f"`{name}` is missing.")
-    if isinstance(value, bool) or not isinstance(value, int | float) or not abs(value) <= _LARGEST:
+    if not _is_number(value):
         raise ValueError(f"`{name}` is {value!r}, but a finite number was wanted.")
     return float(value)
 

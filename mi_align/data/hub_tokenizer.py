@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,12 @@ import numpy as np
 
 from mi_align.data.tokenizer import ByteTokenizer, Tokenizer
 
-__all__ = ["HubTokenizer", "load_tokenizer", "save_byte_tokenizer"]
+__all__ = ["HubTokenizer", "load_tokenizer", "padding_id", "save_byte_tokenizer", "save_tokenizer"]
+
+#: What a tokenizer is, beside the weights in a folder.
+FILES = ("tokenizer*", "special_tokens_map.json", "chat_template*", "vocab.*", "merges.txt")
+#: What a token that was added for padding may be called.
+PADDING = ("<|pad|>", "<|padding|>", "[PAD]")
 
 
 class HubTokenizer:
@@ -48,6 +54,8 @@ class HubTokenizer:
         bos = self._id(told.get("bos_token"))
         self.eos_id = eos
         self.bos_id = eos if bos is None else bos
+        pad = self._id(told.get("pad_token"))
+        self.pad_id = None if pad == eos else pad
         said = f"{self.eos_id} {self.bos_id} ".encode()
         self.fingerprint = hashlib.sha256(said + file.read_bytes()).hexdigest()
         template = self.folder / "chat_template.jinja"
@@ -129,9 +137,56 @@ def load_tokenizer(name: str | Path) -> Tokenizer:
             raise FileNotFoundError(f"there is no folder {name}, and it is neither 'bytes' nor an id on the Hub.")
         import huggingface_hub
 
-        patterns = ["tokenizer*", "special_tokens_map.json", "chat_template*"]
-        folder = Path(huggingface_hub.snapshot_download(str(name), allow_patterns=patterns))
+        try:
+            folder = Path(huggingface_hub.snapshot_download(str(name), allow_patterns=list(FILES)))
+        except OSError as error:
+            raise FileNotFoundError(f"there is no folder {name}, and the Hub gave none so named: {error}") from error
     return HubTokenizer(folder)
+
+
+def padding_id(tokenizer: Tokenizer) -> int:
+    """The id of a token that ends no response: the tokenizer's own padding, or else one after its last id.
+
+    `transformers` reads a reward at the last token that is no padding. Where padding is the EOS itself, as people like
+    to have it, that is not where the response ends.
+    """
+    own: int | None = getattr(tokenizer, "pad_id", None)
+    return tokenizer.vocab_size if own is None else own
+
+
+def save_tokenizer(tokenizer: Tokenizer, folder: str | Path, *, padded: bool = False) -> None:
+    """Write a tokenizer's files into a folder of weights.
+
+    Args:
+      tokenizer: from `load_tokenizer`.
+      folder: is there already.
+      padded: with the padding token of `padding_id`, which is added where the tokenizer has none.
+    """
+    folder = Path(folder)
+    if isinstance(tokenizer, HubTokenizer):
+        if tokenizer.folder.resolve() != folder.resolve():
+            for file in (path for pattern in FILES for path in tokenizer.folder.glob(pattern)):
+                shutil.copy(file, folder)
+    else:
+        save_byte_tokenizer(folder)
+    if padded:
+        _pad_by(folder, padding_id(tokenizer))
+
+
+def _pad_by(folder: Path, pad_id: int) -> None:
+    """Let a folder's tokenizer pad by this id, a new one if it has no such."""
+    from tokenizers import AddedToken, Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    token = tokenizer.id_to_token(pad_id)
+    if token is None:
+        token = next(name for name in PADDING if tokenizer.token_to_id(name) is None)
+        tokenizer.add_special_tokens([AddedToken(token, special=True)])
+        tokenizer.save(str(folder / "tokenizer.json"))
+    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+        if (folder / name).is_file():
+            told = _json(folder / name) | {"pad_token": token}
+            (folder / name).write_text(json.dumps(told, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def save_byte_tokenizer(folder: str | Path) -> None:

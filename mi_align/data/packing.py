@@ -59,6 +59,7 @@ class PackedBatch(NamedTuple):
       candidate_mask: which candidates are there, as in it.
       desirable: labels, as in it.
       reward: scores, as in it.
+      margin: how much better the chosen one is, as in it.
     """
 
     tokens: Int[np.ndarray, "P R L"]
@@ -72,6 +73,7 @@ class PackedBatch(NamedTuple):
     candidate_mask: Bool[np.ndarray, "B C"]
     desirable: Bool[np.ndarray, "B C"] | None = None
     reward: Float[np.ndarray, "B C"] | None = None
+    margin: Float[np.ndarray, " B"] | None = None
 
 
 def plan_packing(

@@ -18,6 +18,7 @@ class Preference(NamedTuple):
       rejected: the K others, each different from `chosen`.
       scores: how good each response is, `chosen` first, on any scale of the data's own; None where nobody said.
       desirable: whether `chosen`, which then stands alone, is a good response; None where it is not a labelled one.
+      margin: how much better `chosen` is than the rejected one, in logits; None where nobody said.
     """
 
     prompt: str
@@ -25,6 +26,7 @@ class Preference(NamedTuple):
     rejected: tuple[str, ...]
     scores: tuple[float, ...] | None = None
     desirable: bool | None = None
+    margin: float | None = None
 
 
 def borrow_negatives(preferences: Sequence[Preference], negatives: int) -> list[Preference]:

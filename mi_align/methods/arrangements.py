@@ -82,7 +82,7 @@ def pair(objective: Objective, logits: Logits, candidates: Candidates) -> Losses
     """One chosen and one rejected response."""
     remedy = (
         "one chosen, one rejected. For K rejected responses take 'infonce_dpo', which is DPO with K negatives, or "
-        "'mio'; for a ranking 'plackett_luce_dpo'."
+        "'mio'; for a ranking 'plackett_luce_dpo', or 'plackett_luce_reward' for a reward model."
     )
     _exactly(2, logits, remedy)
     return fill(objective(logits[..., 0], logits[..., 1]), _there(candidates, 0, 1), 0)

@@ -16,6 +16,7 @@ from mi_align.models.functional import (
 from mi_align.models.hugging_face import Pretrained, fresh_llama, load_pretrained, save_pretrained
 from mi_align.models.lora import LoraConfig, add_adapter, init_adapter, is_adapter, matrices, merge_adapter
 from mi_align.models.peft import fresh_adapter, load_adapter, save_adapter
+from mi_align.models.reward import fresh_reward_head, with_padding
 from mi_align.models.sampling import Generated, empty_cache, filter_logits, generate
 
 __all__ = [
@@ -40,6 +41,7 @@ __all__ = [
     "filter_logits",
     "fresh_adapter",
     "fresh_llama",
+    "fresh_reward_head",
     "generate",
     "hidden_states",
     "init_adapter",
@@ -55,4 +57,5 @@ __all__ = [
     "save_adapter",
     "save_pretrained",
     "vocabulary_matrix",
+    "with_padding",
 ]

@@ -14,7 +14,7 @@ from flax import nnx
 
 from mi_align.models.config import DecoderConfig
 from mi_align.models.decoder import Decoder
-from mi_align.models.families import family_of, llama_json
+from mi_align.models.families import decoder_config, llama_json
 from mi_align.models.functional import Params, init_decoder
 from mi_align.models.hugging_face import Pretrained
 
@@ -33,7 +33,7 @@ def published_config(name: str | Path, **changes: Any) -> DecoderConfig:
       ValueError: the family is unknown here.
     """
     source = _published(name)
-    return dataclasses.replace(family_of(source).config(source), **changes)
+    return dataclasses.replace(decoder_config(source), **changes)
 
 
 def abstract_pretrained(name: str | Path, dtype: jnp.dtype = jnp.bfloat16, **changes: Any) -> Pretrained:
@@ -60,7 +60,10 @@ def _published(name: str | Path) -> dict[str, Any]:
             raise FileNotFoundError(f"there is no {path}, and {name} is no id on the Hub (owner/name).")
         import huggingface_hub
 
-        path = Path(huggingface_hub.hf_hub_download(str(name), "config.json"))
+        try:
+            path = Path(huggingface_hub.hf_hub_download(str(name), "config.json"))
+        except OSError as error:
+            raise FileNotFoundError(f"there is no folder {name}, and the Hub gave none so named: {error}") from error
     return json.loads(path.read_text(encoding="utf-8"))
 
 

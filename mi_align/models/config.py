@@ -69,6 +69,7 @@ class DecoderConfig:
       tied_head: whether the vocabulary matrix of the head is the embedding table itself.
       logit_soft_cap: c of logits c·tanh(u/c) (Gemma 2), or None; `logprobs` applies it, not the decoder.
       remat: what the backward pass makes again: "none", all inside "layers", or all but matrix products ("dots").
+      reward_head: whether a linear map to one number a token, `score`, stands in the place of the vocabulary's head.
       attention: the kernel of rows that hold one sequence each: "auto" is cuDNN's flash attention on a GPU in half
         precision, JAX's Splash attention on a TPU, and else XLA's, which holds the scores (`models.attention`).
     """
@@ -103,6 +104,7 @@ class DecoderConfig:
     tied_head: bool = True
     logit_soft_cap: float | None = None
     remat: Remat = "none"
+    reward_head: bool = False
     attention: AttentionKernel = "auto"
 
     def __post_init__(self) -> None:

@@ -68,11 +68,21 @@ class Decoder(nnx.Module):
             lambda keys: Block(config, dtype=dtype, rngs=keys), transform_metadata={nnx.PARTITION_NAME: None}
         )(rngs.split(config.layers))
         self.norm = Norm(config, config.width, dtype=dtype)
-        self.head = self.embedding if config.tied_head else nnx.Param(init(rngs.params(), shape, dtype))
+        tied = config.tied_head or config.reward_head
+        self.head = self.embedding if tied else nnx.Param(init(rngs.params(), shape, dtype))
+        # Source: Stiennon et al. 2020 (arXiv 2009.01325), whose reward models begin with this variance.
+        score = nnx.initializers.normal((config.width + 1) ** -0.5)
+        self.score = nnx.Param(score(rngs.params(), (1, config.width), dtype)) if config.reward_head else None
 
     @property
     def vocabulary(self) -> Float[Array, "vocab features"]:
-        """The head's matrix, one row a token; the embedding table itself where the two are tied."""
+        """The head's matrix, one row a token; the embedding table itself where the two are tied.
+
+        Raises:
+          ValueError: there is a reward head in its place.
+        """
+        if self.config.reward_head:
+            raise ValueError("this is a reward model, which scores responses and predicts no tokens. Give a policy.")
         return self.head[...]
 
     def __call__(

@@ -12,7 +12,7 @@ from typing import Any
 from mi_align import checks
 from mi_align.models.config import COMPUTED, Activation, DecoderConfig, Llama3Scaling
 
-__all__ = ["FAMILIES", "Family", "Weight", "family_of", "llama_json"]
+__all__ = ["FAMILIES", "Family", "Weight", "decoder_config", "family_of", "llama_json", "reward_json"]
 
 Json = Mapping[str, Any]
 
@@ -41,10 +41,12 @@ class Family:
     Attributes:
       config: from the parsed file to our shape.
       weights: every parameter that some member of the family has.
+      classifier: what `transformers` calls a member with a head of scores.
     """
 
     config: Callable[[Json], DecoderConfig]
     weights: tuple[Weight, ...]
+    classifier: str
 
 
 def family_of(config: Json) -> Family:
@@ -57,6 +59,31 @@ def family_of(config: Json) -> Family:
     if name not in FAMILIES:
         raise checks.unknown_name("model family (`model_type` in config.json)", name, FAMILIES)
     return FAMILIES[name]
+
+
+def decoder_config(source: Json) -> DecoderConfig:
+    """The shape of the model that a `config.json` is of, with a reward head where it is one of sequence classification.
+
+    Raises:
+      ValueError: the family is unknown here, or there are several classes: a reward is one number.
+    """
+    config = family_of(source).config(source)
+    if not any(str(name).endswith(_CLASSIFIES) for name in source.get("architectures") or ()):
+        return config
+    labels = len(source.get("id2label") or range(2))  # what `transformers` takes where nothing is said
+    if labels != 1:
+        raise ValueError(f"config.json is of a classifier with {labels} labels, but a reward model has one.")
+    return dataclasses.replace(config, reward_head=True)
+
+
+def reward_json(source: Json) -> dict[str, Any]:
+    """The `config.json` of a model whose head has been replaced by a reward head."""
+    labels: dict[str, Any] = {"id2label": {"0": "reward"}, "label2id": {"reward": 0}, "problem_type": "regression"}
+    return {**source, "architectures": [family_of(source).classifier], **labels}
+
+
+#: The end of the name of a class that gives scores and no tokens.
+_CLASSIFIES = "ForSequenceClassification"
 
 
 def llama_json(config: DecoderConfig) -> dict[str, Any]:
@@ -270,6 +297,7 @@ _SHARED = (
     Weight("embedding", "model.embed_tokens.weight"),
     Weight("norm.scale", "model.norm.weight"),
     Weight("head", "lm_head.weight"),
+    Weight("score", "score.weight"),
     *_linear("attention.query", "self_attn.q_proj"),
     *_linear("attention.key", "self_attn.k_proj"),
     *_linear("attention.value", "self_attn.v_proj"),
@@ -306,6 +334,7 @@ _GPT2 = (
     Weight("embedding", "transformer.wte.weight"),
     Weight("positions", "transformer.wpe.weight"),
     Weight("head", "lm_head.weight"),
+    Weight("score", "score.weight"),
     *_layer_norm("norm", "ln_f"),
     *_layer_norm("blocks.attention_norm", "h.{}.ln_1"),
     *_layer_norm("blocks.feed_forward_norm", "h.{}.ln_2"),
@@ -321,11 +350,11 @@ _GPT2 = (
 
 #: By `model_type`.
 FAMILIES: dict[str, Family] = {
-    "llama": Family(_llama, _LLAMA),
-    "mistral": Family(_mistral, _LLAMA),
-    "qwen2": Family(_qwen2, _LLAMA),
-    "qwen3": Family(_qwen3, _LLAMA),
-    "gemma2": Family(_gemma2, _GEMMA),
-    "gemma3_text": Family(_gemma3, _GEMMA),
-    "gpt2": Family(_gpt2, _GPT2),
+    "llama": Family(_llama, _LLAMA, f"Llama{_CLASSIFIES}"),
+    "mistral": Family(_mistral, _LLAMA, f"Mistral{_CLASSIFIES}"),
+    "qwen2": Family(_qwen2, _LLAMA, f"Qwen2{_CLASSIFIES}"),
+    "qwen3": Family(_qwen3, _LLAMA, f"Qwen3{_CLASSIFIES}"),
+    "gemma2": Family(_gemma2, _GEMMA, f"Gemma2{_CLASSIFIES}"),
+    "gemma3_text": Family(_gemma3, _GEMMA, f"Gemma3Text{_CLASSIFIES}"),
+    "gpt2": Family(_gpt2, _GPT2, f"GPT2{_CLASSIFIES}"),
 }

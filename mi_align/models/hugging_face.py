@@ -22,7 +22,7 @@ from jaxtyping import PRNGKeyArray
 
 from mi_align.models.config import DecoderConfig
 from mi_align.models.decoder import Decoder
-from mi_align.models.families import Weight, family_of, llama_json
+from mi_align.models.families import Weight, decoder_config, family_of, llama_json
 from mi_align.models.functional import Params, init_decoder
 from mi_align.models.lora import LoraConfig, whole_parameter
 
@@ -83,7 +83,7 @@ def load_pretrained(
     sharding: Sharding | None = None,
     **changes: Any,
 ) -> Pretrained:
-    """A published model of one of the `families.FAMILIES`.
+    """A published model of one of the `families.FAMILIES`: a policy, or a reward model (`ForSequenceClassification`).
 
     Args:
       name: a folder, or the id of a repository on the Hub, from which `config.json`, the safetensors and the
@@ -99,7 +99,7 @@ def load_pretrained(
     folder = _folder(name)
     source = json.loads((folder / "config.json").read_text())
     family = family_of(source)
-    config = dataclasses.replace(family.config(source), **changes)
+    config = dataclasses.replace(decoder_config(source), **changes)
     abstract = nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0)))
     graphdef, shapes, _ = nnx.split(abstract, nnx.Param, ...)
     with _opened(folder) as tensors:
@@ -157,7 +157,10 @@ def _folder(name: str | Path) -> Path:
         import huggingface_hub
 
         patterns = ["config.json", "*.safetensors", "*.safetensors.index.json", *COMPANIONS]
-        folder = Path(huggingface_hub.snapshot_download(str(name), allow_patterns=patterns))
+        try:
+            folder = Path(huggingface_hub.snapshot_download(str(name), allow_patterns=patterns))
+        except OSError as error:
+            raise FileNotFoundError(f"there is no folder {name}, and the Hub gave none so named: {error}") from error
     if not (folder / "config.json").exists():
         raise FileNotFoundError(f"{folder} has no config.json: a folder that `save_pretrained` writes was wanted.")
     if not any(folder.glob("*.safetensors")):

@@ -28,12 +28,13 @@ __all__ = ["fresh_adapter", "load_adapter", "save_adapter"]
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 #: What PEFT puts before the names of the base's modules.
 PREFIX = "base_model.model."
+#: A reward's head, which is no low-rank change but stands there whole.
+SCORE = f"{PREFIX}score.weight"
 #: Settings of PEFT's that change the function, and the values under which they do not.
 NEUTRAL: dict[str, tuple[Any, ...]] = {
     "bias": ("none",),
     "use_dora": (False,),
     "lora_bias": (False,),
-    "modules_to_save": (None, []),
     "alora_invocation_tokens": (None,),
     "target_parameters": (None, []),
     "trainable_token_indices": (None,),
@@ -86,12 +87,15 @@ def save_adapter(model: Pretrained, folder: str | Path, *, base: str | None = No
         for layer, name in enumerate(module.names(len(a))):
             tensors[f"{name}.lora_A.weight"] = np.ascontiguousarray(a[layer].T)
             tensors[f"{name}.lora_B.weight"] = np.ascontiguousarray(b[layer].T)
+    if model.config.reward_head:
+        tensors[SCORE] = np.asarray(model.params["score"].get_value())
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     about = {
         "base_model_name_or_path": base or (None if model.folder is None else str(model.folder)),
         "fan_in_fan_out": not all(module.transposed for module in chosen),
         **_told(model.lora, ranks),
+        **(_TELLS_REWARDS if model.config.reward_head else {}),
     }
     (folder / CONFIG).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
     safetensors.numpy.save_file(tensors, folder / WEIGHTS, metadata={"format": "pt"})
@@ -101,10 +105,12 @@ def save_adapter(model: Pretrained, folder: str | Path, *, base: str | None = No
 def load_adapter(model: Pretrained, folder: str | Path) -> Pretrained:
     """The model with the adapter in a folder, in float32; its own arrays are held, not copied.
 
+    A reward model takes over the head that is saved beside the adapter, if there is one.
+
     Raises:
       FileNotFoundError: there is no `adapter_config.json` with `adapter_model.safetensors`.
       ValueError: the model has an adapter already; or the files hold none of LoRA, one that does what adapters here do
-        not, or one for another model.
+        not, or one for another model, such as a reward model's for a policy.
     """
     import ml_dtypes  # noqa: F401  # NumPy then knows bfloat16
     import safetensors.numpy
@@ -123,12 +129,26 @@ def load_adapter(model: Pretrained, folder: str | Path) -> Pretrained:
     for module in chosen:
         factors = _stacked(tensors, module.names(model.config.layers), folder)
         adapter |= zip(module.paths, _parted(factors, len(module.paths), lora.rank, module.name), strict=True)
+    score = tensors.pop(SCORE, None) if model.config.reward_head else None
+    if SCORE in tensors:
+        raise ValueError(f"{folder} is the adapter of a reward model. Give it one, or take a method that trains such.")
     if tensors or not adapter:
         extra = next(iter(tensors), "nothing")
         raise ValueError(f"{folder}: {WEIGHTS} holds {extra}, which is no adapter of a matrix of this model.")
     lora = dataclasses.replace(lora, targets=tuple(dict.fromkeys(_targets(chosen, table))))
-    graphdef, params = add_adapter(model.graphdef, model.params, adapter, scale=lora.scale)
+    params = model.params if score is None else _with_score(model.params, score, folder)
+    graphdef, params = add_adapter(model.graphdef, params, adapter, scale=lora.scale)
     return model._replace(graphdef=graphdef, params=params, lora=lora)
+
+
+def _with_score(params: Any, score: np.ndarray, folder: Path) -> Any:
+    """The parameters with another reward head."""
+    flat = dict(nnx.to_flat_state(params))
+    own = flat["score",].get_value()
+    if score.shape != own.shape:
+        raise ValueError(f"{folder}: score.weight has shape {list(score.shape)}, but {list(own.shape)} was wanted.")
+    flat["score",] = flat["score",].replace(jnp.asarray(score, own.dtype))
+    return nnx.from_flat_state(list(flat.items()))
 
 
 # --- Names
@@ -202,6 +222,9 @@ def _told(lora: LoraConfig, ranks: Mapping[str, int]) -> dict[str, Any]:
     }
 
 
+_TELLS_REWARDS = {"task_type": "SEQ_CLS", "modules_to_save": ["score"]}
+
+
 def _whole(number: float) -> float | int:
     return int(number) if float(number).is_integer() else number
 
@@ -213,6 +236,9 @@ def _understood(config: Mapping[str, Any], folder: Path) -> LoraConfig:
     for name, neutral in NEUTRAL.items():
         if name in config and config[name] not in neutral:
             raise ValueError(f"{folder}: {CONFIG} has {name} = {config[name]!r}, which adapters here do not know.")
+    whole = set(config.get("modules_to_save") or ())
+    if not whole <= {"score", "classifier"}:  # PEFT's names for the head of a classifier
+        raise ValueError(f"{folder}: {CONFIG} has modules_to_save = {sorted(whole)}, which adapters here do not know.")
     rslora = bool(config.get("use_rslora", False))
     lora = LoraConfig(rank=int(config["r"]), alpha=float(config["lora_alpha"]), rslora=rslora)
     ranks, alphas = config.get("rank_pattern") or {}, config.get("alpha_pattern") or {}

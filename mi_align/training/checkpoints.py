@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mi_align.training.parts import path_of
+from mi_align.training.parts import Params, path_of
 from mi_align.training.state import TrainState
 
 __all__ = ["Best", "Checkpoints", "Stop", "stopping"]
@@ -43,13 +43,14 @@ class Checkpoints:
     into a temporary folder that gets its name when it is complete: a run that is killed meanwhile loses that one alone.
     """
 
-    def __init__(self, folder: str | Path, *, keep: int = 2, best: Best | None = None) -> None:
+    def __init__(self, folder: str | Path, *, keep: int = 2, best: Best | None = None, read_only: bool = False) -> None:
         """Open a folder, or make it.
 
         Args:
           folder: of the checkpoints, one folder a step.
           keep: how many of the last ones stay.
           best: which others do. Default: none.
+          read_only: nothing is made, written or taken away, so that the run may be going on.
         """
         import orbax.checkpoint as ocp
 
@@ -60,7 +61,8 @@ class Checkpoints:
         options = ocp.CheckpointManagerOptions(
             preservation_policy=_kept(keep, best),
             best_fn=None if best is None else _measure(best),  # without it Orbax writes no metrics
-            create=True,
+            create=not read_only,
+            read_only=read_only,
         )
         handlers = {"state": ocp.StandardCheckpointHandler(), "about": ocp.JsonCheckpointHandler()}
         self._manager = ocp.CheckpointManager(self.folder, options=options, item_handlers=handlers)
@@ -126,21 +128,42 @@ class Checkpoints:
         leaves = [found["state"][name] for name in wanted]
         return jax.tree.unflatten(jax.tree.structure(like), leaves), dict(found["about"])
 
+    def parameters(self, like: Params, step: int) -> tuple[Params, dict[str, Any]]:
+        """What was trained, without the optimiser's state, and what was said about it.
+
+        Args:
+          like: parameters of the same structure, shapes and shardings, as in `restore`.
+          step: one of `steps()`.
+
+        Raises:
+          ValueError: it is that of another model; the first difference is named.
+        """
+        import orbax.checkpoint as ocp
+
+        names = [f"params.{path_of(keys)}" for keys, _ in jax.tree_util.tree_leaves_with_path(like)]
+        wanted = dict(zip(names, map(_abstract, jax.tree.leaves(like)), strict=True))
+        self._check(step, wanted, only="params.")
+        restore_args = ocp.checkpoint_utils.construct_restore_args(wanted)
+        how = ocp.args.PyTreeRestore(item=wanted, restore_args=restore_args, partial_restore=True)
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            found = reader.restore(self.folder / str(step) / "state", args=how)
+        about = self._manager.restore(step, args=ocp.args.Composite(about=ocp.args.JsonRestore()))["about"]
+        return jax.tree.unflatten(jax.tree.structure(like), [found[name] for name in names]), dict(about)
+
     def close(self) -> None:
         """Wait for what is being written, and end."""
         self._manager.wait_until_finished()
         self._manager.close()
 
-    def _check(self, step: int, wanted: Mapping[str, jax.ShapeDtypeStruct]) -> None:
-        stored = {
-            name: (tuple(x.shape), jnp.dtype(x.dtype)) for name, x in self._manager.item_metadata(step)["state"].items()
-        }
+    def _check(self, step: int, wanted: Mapping[str, jax.ShapeDtypeStruct], only: str = "") -> None:
+        there = {name: x for name, x in self._manager.item_metadata(step)["state"].items() if name.startswith(only)}
+        stored = {name: (tuple(x.shape), jnp.dtype(x.dtype)) for name, x in there.items()}
         asked = {name: (tuple(x.shape), jnp.dtype(x.dtype)) for name, x in wanted.items()}
         for name in (*asked, *stored):
             if stored.get(name) != asked.get(name):
-                there, here = (_told(table.get(name)) for table in (stored, asked))
+                known, here = (_told(table.get(name)) for table in (stored, asked))
                 raise ValueError(
-                    f"the checkpoint {self.folder / str(step)} is that of another run: `{name}` is {there} there and "
+                    f"the checkpoint {self.folder / str(step)} is that of another run: `{name}` is {known} there and "
                     f"{here} here. Give the settings with which it was written, or another `output`."
                 )
 

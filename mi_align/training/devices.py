@@ -47,7 +47,7 @@ def token_flops(config: DecoderConfig, parameters: int, time: int) -> float:
 
     Source: Chowdhery et al. 2022 (PaLM, arXiv 2204.02311), appendix B.
     """
-    looked_up = 0 if config.tied_head else config.vocab_size * config.width
+    looked_up = 0 if config.tied_head and not config.reward_head else config.vocab_size * config.width
     attention = 4 * config.layers * time * config.heads * config.head_width
     return 2.0 * (parameters - looked_up) + attention
 

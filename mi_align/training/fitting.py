@@ -10,6 +10,7 @@ from mi_align.methods import (
     METHODS,
     Method,
     against_rewards,
+    pair_with_margin,
     pairs_of_batch,
     ranking,
     soft_labelled,
@@ -78,6 +79,8 @@ def fitted(
         )
     if reads_rewards(method):
         return _scored(preferences, method, negatives)
+    if method.arrange is pair_with_margin:
+        _tell_margins(preferences, method, note)
     if method.arrange is ranking and negatives is None and any(p.rejected for p in preferences):
         return preferences
     return _against_others(preferences, method, negatives, note)
@@ -165,6 +168,20 @@ def _scored(preferences: Sequence[Preference], method: Method, negatives: int | 
             "`completions` and `scores`."
         )
     return preferences
+
+
+def _tell_margins(preferences: Sequence[Preference], method: Method, note: Note) -> None:
+    """Margins are read where all preferences have one."""
+    given = [i for i, p in enumerate(preferences) if p.margin is not None]
+    if not given:
+        return
+    if len(given) < len(preferences):
+        raise ValueError(
+            f"{len(given):,} of {len(preferences):,} preferences have a number as `margin`, which {method.name!r} "
+            "takes into account: all or none was wanted. Fill the column, or rename it."
+        )
+    values = [p.margin for p in preferences if p.margin is not None]
+    note(f"margins from {min(values):g} to {max(values):g} are taken from the data")
 
 
 def _against_others(

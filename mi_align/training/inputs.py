@@ -23,25 +23,28 @@ from mi_align.data import (
     load_tokenizer,
 )
 from mi_align.methods import METHODS, Method
-from mi_align.models import DecoderConfig, Pretrained, fresh_llama, load_pretrained
+from mi_align.models import DecoderConfig, Pretrained, fresh_llama, fresh_reward_head, load_pretrained
 from mi_align.models.config import COMPUTED
 from mi_align.training.config import DataConfig, RunConfig
 from mi_align.training.fitting import Note, arranged, fitted
-from mi_align.training.readers import reads_divergence, reads_vocabulary
+from mi_align.training.readers import reads_divergence, reads_score, reads_vocabulary
 from mi_align.training.sharding import mesh_of, spec_of
 from mi_align.training.trained import with_adapter
 
-__all__ = ["SUPERVISED", "Inputs", "buckets_of", "load_inputs", "method_of", "total_steps"]
+__all__ = [
+    "SUPERVISED",
+    "Inputs",
+    "buckets_of",
+    "load_inputs",
+    "method_of",
+    "model_of",
+    "total_steps",
+    "with_head",
+]
 
 #: Supervised learning: a row of the table, too, whose mean a token couples a batch; `supervised_loss` is the same in
 #: totals and weights, which micro-batches add up exactly.
 SUPERVISED = "sft"
-
-#: What a run does not have, by the rows that read it.
-_UNFILLED = {
-    "bradley_terry": "`score`, of a reward head",
-    "plackett_luce_reward": "`score`, of a reward head",
-}
 
 
 class Inputs(NamedTuple):
@@ -74,7 +77,7 @@ def method_of(config: RunConfig) -> Method | None:
     """The configured row of the table; None for supervised learning.
 
     Raises:
-      ValueError: no row has this name, it has no such hyper-parameter, or it reads what a run does not fill in.
+      ValueError: no row has this name, it has no such hyper-parameter, or the settings do not give what it reads.
     """
     if config.method == SUPERVISED:
         if config.hyper:
@@ -83,11 +86,6 @@ def method_of(config: RunConfig) -> Method | None:
     if config.method not in METHODS and not any(config.method in row.aliases for row in METHODS.values()):
         raise checks.unknown_name("method", config.method, METHODS)
     method = METHODS[config.method].configure(**config.hyper)
-    if method.name in _UNFILLED:
-        raise ValueError(
-            f"{method.name!r} reads {_UNFILLED[method.name]}, which data sets do not hold: write the loop with "
-            "`training.train_step`, or take another method."
-        )
     if reads_divergence(method) and config.reference != "live":
         raise ValueError(
             f"{method.name!r} reads KL(π_ref ‖ π) over the whole vocabulary at each token, which is too much to keep. "
@@ -115,12 +113,7 @@ def load_inputs(config: RunConfig) -> Inputs:
             own: list[str] = []
             encoded.append(_encoded(preferences, config, tokenizer, method, own.append))
             notes += [f"{part}: {text}" for text in own]
-    model = with_adapter(config.model, _model(config, tokenizer), config.seed)
-    if model.config.vocab_size < tokenizer.vocab_size:
-        raise ValueError(
-            f"the tokenizer {tokens!r} has {tokenizer.vocab_size:,} ids, but the model's vocabulary has "
-            f"{model.config.vocab_size:,}. Name the model's own by `data.tokenizer`."
-        )
+    model = model_of(config, tokenizer, method)
     batches = [batch for batch, _ in encoded]
     held_out = batches[1] if len(batches) > 1 else None
     buckets = buckets_of(config, batches[0], total_steps(config, len(batches[0].tokens)))
@@ -164,13 +157,42 @@ def _encoded(
     return arranged(batch, method, note), counts
 
 
-def _model(config: RunConfig, tokenizer: Tokenizer) -> Pretrained:
+def model_of(config: RunConfig, tokenizer: Tokenizer, method: Method | None) -> Pretrained:
+    """The model before the first step: as the settings name it, with the head that the method reads, and its adapter.
+
+    Raises:
+      FileNotFoundError: there is no such folder or file.
+      ValueError: the files do not fit, or they are of a reward model, and the method trains a policy.
+    """
+    model = with_head(_base(config, tokenizer), config, method)
+    if model.config.vocab_size < tokenizer.vocab_size:
+        named = config.data.tokenizer or config.model.pretrained or "bytes"
+        raise ValueError(
+            f"the tokenizer {named!r} has {tokenizer.vocab_size:,} ids, but the model's vocabulary has "
+            f"{model.config.vocab_size:,}. Name the model's own by `data.tokenizer`."
+        )
+    return with_adapter(config.model, model, config.seed)
+
+
+def with_head(model: Pretrained, config: RunConfig, method: Method | None) -> Pretrained:
+    """The model with the head that a method reads: a vocabulary's, or a reward's, which is drawn if there is none."""
+    if reads_score(method) and not model.config.reward_head:
+        return fresh_reward_head(model, jax.random.fold_in(jax.random.key(config.seed), 2))
+    if model.config.reward_head and not reads_score(method):
+        raise ValueError(
+            f"{config.model.pretrained} is a reward model, which predicts no tokens, but {config.method!r} reads "
+            "log-probabilities. Give a policy, or take 'bradley_terry' or 'plackett_luce_reward'."
+        )
+    return model
+
+
+def _base(config: RunConfig, tokenizer: Tokenizer) -> Pretrained:
     dtype = None if config.model.dtype is None else jnp.dtype(config.model.dtype)
     if config.model.pretrained is not None:
         mesh = mesh_of(config)
         where = None if mesh is None else lambda path, shape: NamedSharding(mesh, spec_of(path, shape, mesh))
         return load_pretrained(config.model.pretrained, dtype=dtype, sharding=where, **config.model.computed)
-    known = set(DecoderConfig.__dataclass_fields__) - {"vocab_size", *COMPUTED}
+    known = set(DecoderConfig.__dataclass_fields__) - {"vocab_size", "reward_head", *COMPUTED}
     for name in config.model.shape:
         if name not in known:
             raise checks.unknown_name("setting in `model.shape`", name, known)

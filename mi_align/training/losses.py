@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from mi_align.critics.candidates import Candidates
-from mi_align.data import PreferenceBatch, chosen_only
+from mi_align.data import chosen_only
 from mi_align.methods import Method
 from mi_align.numerics import Mean
 from mi_align.training.metrics import Metrics, method_metrics, preference_metrics
@@ -18,9 +18,30 @@ from mi_align.training.scoring import Batch, TokenLogps, candidates
 from mi_align.training.state import Params
 from mi_align.training.unpaired import around_mismatched, unpaired_metrics
 
-__all__ = ["preference_loss", "supervised_loss"]
+__all__ = ["comparison", "metrics_of", "preference_loss", "supervised_loss"]
 
 Scored = tuple[Batch, Float[Array, "batch candidates time-1"] | None]
+
+
+def comparison(
+    logps: TokenLogps, *, live: TokenLogps | None = None, read: Reader | None = None, mismatched: bool = False
+) -> Callable[..., Candidates]:
+    """(parameters, (batch, the reference's scores)[, the reference's parameters]) -> what a method compares.
+
+    The arguments are those of `preference_loss`.
+    """
+
+    def compare(params: Params, scored: Scored, anchor: Params | None = None) -> Candidates:
+        batch, reference = scored
+        if read is not None:
+            compared = read(params, params if anchor is None else anchor, batch, reference)
+        else:
+            if live is not None:
+                reference = jax.lax.stop_gradient(live(params if anchor is None else anchor, batch))
+            compared = candidates(batch, logps(params, batch), reference)
+        return around_mismatched(compared) if mismatched else compared
+
+    return compare
 
 
 def preference_loss(
@@ -48,30 +69,24 @@ def preference_loss(
       mismatched: the last candidate of each example is a response to another prompt (`data.mismatched`), of which KTO's
         reference point is made. It couples the examples of a batch.
     """
+    compare = comparison(logps, live=live, read=read, mismatched=mismatched)
 
     def loss(params: Params, scored: Scored, anchor: Params | None = None) -> tuple[Mean, Metrics]:
-        batch, reference = scored
-        if read is not None:
-            if not isinstance(batch, PreferenceBatch):
-                raise TypeError("the batch is packed, but this method reads candidates that have rows of their own.")
-            compared = read(params, params if anchor is None else anchor, batch, reference)
-        else:
-            if live is not None:
-                reference = jax.lax.stop_gradient(live(params if anchor is None else anchor, batch))
-            compared = candidates(batch, logps(params, batch), reference)
-        if mismatched:
-            compared = around_mismatched(compared)
-        there = jnp.any(jnp.asarray(batch.candidate_mask), axis=-1)
-        return Mean.of(method(compared), there), _metrics(method, compared)
+        compared = compare(params, scored, anchor)
+        there = jnp.any(jnp.asarray(scored[0].candidate_mask), axis=-1)
+        return Mean.of(method(compared), there), metrics_of(method, compared)
 
     coupled = mismatched or getattr(method, "couples_batch", False)
     loss.couples_batch = coupled  # type: ignore[attr-defined]  # for `train_step`
     return loss
 
 
-def _metrics(method: Method | Callable[[Candidates], Array], compared: Candidates) -> Metrics:
+def metrics_of(method: Method | Callable[[Candidates], Array], compared: Candidates) -> Metrics:
+    """Where the candidates stand, as a run reports it of a batch."""
     if not isinstance(method, Method):
         return preference_metrics(compared)
+    if compared.policy is None:  # a reward model says how good responses are, not how likely
+        return method_metrics(method, compared)
     if compared.desirable is not None:
         return unpaired_metrics(method, compared)
     return preference_metrics(compared) | method_metrics(method, compared)

@@ -88,10 +88,11 @@ def method_metrics(method: Method, candidates: Candidates) -> Metrics:
 
 def _there(candidates: Candidates) -> tuple[Array, Array]:
     """Which chosen and which rejected responses count: a rejected one does with its chosen one."""
-    if candidates.policy is None:
-        raise ValueError("`candidates.policy` is None, but token log-probabilities were wanted.")
+    known = candidates.score if candidates.policy is None else candidates.policy[..., 0]
+    if known is None:
+        raise ValueError("`candidates.policy` is None, but token log-probabilities were wanted, or a reward's scores.")
     mask = candidates.candidate_mask
-    mask = jnp.ones(candidates.policy.shape[:-1], bool) if mask is None else jnp.asarray(mask)
+    mask = jnp.ones(known.shape, bool) if mask is None else jnp.asarray(mask)
     return mask[..., 0], mask[..., 1:] & mask[..., :1]
 
 

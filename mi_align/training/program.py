@@ -162,9 +162,10 @@ def memory_of_step(config: RunConfig, inputs: Inputs) -> str:
     steps = total_steps(config, len(inputs.train.tokens))
     longest = dataclasses.replace(config, reference="live", data=dataclasses.replace(config.data, buckets=None))
     program = build_program(longest, inputs, steps, output=Path(config.output))
+    live = ", with a live reference" if scores_live(longest, inputs.method) else ""
     used = program.step.lower(program.state, program.feed.batch(0)).compile().memory_analysis()
     mib = 2**20
     return (
-        f"a step, with a live reference: {used.argument_size_in_bytes / mib:,.0f} MiB of parameters, optimiser and "
+        f"a step{live}: {used.argument_size_in_bytes / mib:,.0f} MiB of parameters, optimiser and "
         f"batch, {used.temp_size_in_bytes / mib:,.0f} MiB beside them"
     )

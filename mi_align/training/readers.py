@@ -2,7 +2,7 @@
 
 WPO weighs pairs by Σ_v π(v)², which comes out of the same pass as log π. TDPO adds KL(π_ref ‖ π) at each token, which
 needs both models' logits of a token at once, so that its reference has to be live: a cache of the reference would hold
-the vocabulary's size in numbers a token.
+the vocabulary's size in numbers a token. A reward model has no vocabulary: its score of a response is all that is read.
 """
 
 from __future__ import annotations
@@ -16,19 +16,25 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float
 
-from mi_align.critics import Candidates, on_policy_weight, token_divergence_reward, token_regularised_reward
+from mi_align.critics import (
+    Candidates,
+    on_policy_weight,
+    reward_score,
+    token_divergence_reward,
+    token_regularised_reward,
+)
 from mi_align.data import PreferenceBatch
 from mi_align.logprobs import Layout, token_logps, token_statistics
 from mi_align.methods import Method
 from mi_align.models import Decoder, cast
 from mi_align.numerics import as_float, fill
-from mi_align.training.scoring import TokenLogps, candidates
+from mi_align.training.scoring import Batch, ResponseScores, TokenLogps, candidates, reward_scorer
 from mi_align.training.state import Params
 
-__all__ = ["Reader", "reader", "reads_divergence", "reads_vocabulary", "token_divergence"]
+__all__ = ["Reader", "reader", "reads_divergence", "reads_score", "reads_vocabulary", "token_divergence"]
 
 #: (parameters, the reference's parameters, batch, its scores if known) -> what the method takes.
-Reader = Callable[[Params, Params, PreferenceBatch, Array | None], Candidates]
+Reader = Callable[[Params, Params, Batch, Array | None], Candidates]
 
 #: Most bytes of one model's logits that `token_divergence` holds at a time.
 _LOGIT_BYTES = 64 * 2**20
@@ -37,6 +43,11 @@ _LOGIT_BYTES = 64 * 2**20
 def reads_divergence(method: Method | None) -> bool:
     """Whether it reads KL(π_ref ‖ π) at each token, and so needs a live reference."""
     return method is not None and method.critic in (token_divergence_reward, token_regularised_reward)
+
+
+def reads_score(method: Method | None) -> bool:
+    """Whether it reads a reward head's value of each response, and no log-probabilities."""
+    return method is not None and method.critic is reward_score
 
 
 def reads_vocabulary(method: Method | None) -> bool:
@@ -61,12 +72,21 @@ def reader(
       layout: how tokens and the vocabulary are spread over a mesh.
       compute_dtype: to which parameters are cast first, as in `scorer`.
     """
+    if reads_score(method):
+        return _score_reader(reward_scorer(graphdef, layout=layout, compute_dtype=compute_dtype))
     if not reads_vocabulary(method):
         return None
     see = functools.partial(_seen, graphdef, layout, compute_dtype)
     if reads_divergence(method):
         return _divergence_reader(see, layout)
     return _collision_reader(see, live, layout)
+
+
+def _score_reader(scores: ResponseScores) -> Reader:
+    def read(params: Params, anchor: Params, batch: Batch, reference: Array | None) -> Candidates:
+        return candidates(batch, None, None)._replace(score=scores(params, batch))
+
+    return read
 
 
 class _Seen(NamedTuple):
@@ -77,7 +97,7 @@ class _Seen(NamedTuple):
 
 
 #: (parameters, batch) -> what the model makes of it, and the soft cap of its logits.
-_See = Callable[[Params, PreferenceBatch], tuple[_Seen, float | None]]
+_See = Callable[[Params, Batch], tuple[_Seen, float | None]]
 
 
 def _seen(
@@ -85,8 +105,10 @@ def _seen(
     layout: Layout | None,
     compute_dtype: str | None,
     params: Params,
-    batch: PreferenceBatch,
+    batch: Batch,
 ) -> tuple[_Seen, float | None]:
+    if not isinstance(batch, PreferenceBatch):
+        raise TypeError("the batch is packed, but this method reads candidates that have rows of their own.")
     params = params if compute_dtype is None else cast(params, jnp.dtype(compute_dtype))
     model = nnx.merge(graphdef, params)
     hidden = model(jnp.asarray(batch.tokens)[..., :-1], layout=layout)
@@ -95,13 +117,13 @@ def _seen(
 
 def _collision_reader(see: _See, live: TokenLogps | None, layout: Layout | None) -> Reader:
     @jax.checkpoint
-    def statistics(params: Params, batch: PreferenceBatch) -> tuple[Array, Array]:
+    def statistics(params: Params, batch: Batch) -> tuple[Array, Array]:
         seen, soft_cap = see(params, batch)
         targets, where = jnp.asarray(batch.tokens)[..., 1:], jnp.asarray(batch.response_mask)[..., 1:]
         came = token_statistics(*seen, targets, where=where, soft_cap=soft_cap, layout=layout)
         return came.logp, fill(jnp.log(fill(came.sum_squares, where, 1)), where, 0)
 
-    def read(params: Params, anchor: Params, batch: PreferenceBatch, reference: Array | None) -> Candidates:
+    def read(params: Params, anchor: Params, batch: Batch, reference: Array | None) -> Candidates:
         if live is not None:
             reference = jax.lax.stop_gradient(live(anchor, batch))
         policy, collision = statistics(params, batch)
@@ -112,7 +134,7 @@ def _collision_reader(see: _See, live: TokenLogps | None, layout: Layout | None)
 
 def _divergence_reader(see: _See, layout: Layout | None) -> Reader:
     @jax.checkpoint
-    def scored(params: Params, anchor: Params, batch: PreferenceBatch) -> tuple[Array, Array, Array]:
+    def scored(params: Params, anchor: Params, batch: Batch) -> tuple[Array, Array, Array]:
         policy, soft_cap = see(params, batch)
         reference, _ = see(jax.lax.stop_gradient(anchor), batch)
         targets, where = jnp.asarray(batch.tokens)[..., 1:], jnp.asarray(batch.response_mask)[..., 1:]
@@ -121,7 +143,7 @@ def _divergence_reader(see: _See, layout: Layout | None) -> Reader:
         ]
         return logps[0], logps[1], token_divergence(policy, reference, where, soft_cap=soft_cap)
 
-    def read(params: Params, anchor: Params, batch: PreferenceBatch, reference: Array | None) -> Candidates:
+    def read(params: Params, anchor: Params, batch: Batch, reference: Array | None) -> Candidates:
         policy, reference, divergence = scored(params, anchor, batch)
         return candidates(batch, policy, jax.lax.stop_gradient(reference))._replace(reference_kl=divergence)
 

@@ -11,11 +11,10 @@ from typing import NamedTuple
 
 import jax
 
-from mi_align.data import save_byte_tokenizer
-from mi_align.models import Pretrained, save_adapter, save_pretrained
 from mi_align.training.checkpoints import Best, Checkpoints, Stop
 from mi_align.training.config import RunConfig
-from mi_align.training.hosts import agree, fetch, is_first, wait_for_all
+from mi_align.training.exporting import export_model
+from mi_align.training.hosts import agree, is_first, wait_for_all
 from mi_align.training.inputs import Inputs, total_steps
 from mi_align.training.journal import Journal, Report
 from mi_align.training.metrics import merge, summarise
@@ -99,7 +98,16 @@ def run_training(
         with Journal(output, report, sinks=config.log_to, settings=to_mapping(config)) as journal:
             state = _steps(config, program, state, steps, checkpoints, journal, stop)
     done = int(state.step)
-    exported = _export(output, config, inputs, state) if done >= steps else None
+    exported = None
+    if done >= steps:
+        exported = export_model(
+            inputs.model,
+            join(state.params, state.frozen),
+            inputs.tokenizer,
+            output / "model",
+            adapter=output / "adapter",
+            base=config.model.pretrained,
+        )
     return Outcome(done, steps, exported, journal.last)
 
 
@@ -179,17 +187,3 @@ def _forget_after(path: Path, step: int) -> None:
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= step]
         path.write_text("".join(kept), encoding="utf-8")
-
-
-def _export(output: Path, config: RunConfig, inputs: Inputs, state: TrainState) -> Path:
-    """The trained model and its tokenizer, as `transformers` and `load_pretrained` open them."""
-    trained: Pretrained = inputs.model._replace(params=fetch(join(state.params, state.frozen)))
-    folder = output / "model"
-    if is_first():
-        if trained.lora is not None:
-            save_adapter(trained, output / "adapter", base=config.model.pretrained)
-        save_pretrained(trained, folder)
-        if inputs.tokenizer_name == "bytes":
-            save_byte_tokenizer(folder)
-    wait_for_all("exported")
-    return folder

@@ -23,7 +23,7 @@ from mi_align.models import DecoderConfig, Pretrained, abstract_llama, abstract_
 from mi_align.training.config import RunConfig
 from mi_align.training.devices import CHIPS
 from mi_align.training.fitting import reads_labels, reads_mismatched, reads_rewards
-from mi_align.training.inputs import method_of
+from mi_align.training.inputs import method_of, with_head
 from mi_align.training.optimiser import make_optimiser
 from mi_align.training.program import loss_of, scorer_of, scores_live
 from mi_align.training.sharding import head_layout, make_mesh, shardings
@@ -103,7 +103,8 @@ def shapes_of(config: RunConfig) -> Pretrained:
     kept: dict[str, Pretrained] = {}
 
     def adapted(params: Any) -> Any:
-        kept["model"] = with_adapter(how, base._replace(params=params), config.seed)
+        model = with_head(base._replace(params=params), config, method_of(config))
+        kept["model"] = with_adapter(how, model, config.seed)
         return kept["model"].params
 
     params = jax.eval_shape(adapted, base.params)

@@ -7,6 +7,8 @@ shares it; and checkpoints do not hold it, but a hash by which a resumed run kno
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -21,7 +23,7 @@ from mi_align.training.sharding import shardings
 from mi_align.training.state import TrainState
 from mi_align.training.step import Step
 
-__all__ = ["CompiledStep", "compiled_step", "parts_of", "restored", "with_adapter", "without_frozen"]
+__all__ = ["CompiledStep", "check_frozen", "compiled_step", "parts_of", "restored", "with_adapter", "without_frozen"]
 
 
 def with_adapter(config: ModelConfig, model: Pretrained, seed: int) -> Pretrained:
@@ -41,7 +43,8 @@ def parts_of(config: ModelConfig, model: Pretrained) -> tuple[Params, Params | N
       ValueError: `trained` names no parameter.
     """
     if model.lora is not None:
-        return partition(model.params, is_adapter)
+        # A reward's head is trained beside an adapter of what it reads.
+        return partition(model.params, lambda path: is_adapter(path) or path == "score")
     if not config.trained:
         return model.params, None
     params, frozen = partition(model.params, lambda path: path.startswith(config.trained))
@@ -94,9 +97,18 @@ def restored(checkpoints: Checkpoints, state: TrainState, frozen_hash: str | Non
       ValueError: the checkpoint was written beside another frozen part, or is that of another model or optimiser.
     """
     found, about = checkpoints.restore(without_frozen(state))
+    check_frozen(about, frozen_hash, checkpoints.folder / str(int(found.step)))
+    return found._replace(frozen=state.frozen)
+
+
+def check_frozen(about: Mapping[str, Any], frozen_hash: str | None, checkpoint: Path) -> None:
+    """What is frozen is not in a checkpoint, but has to be what it was trained beside.
+
+    Raises:
+      ValueError: it is not.
+    """
     if about.get("frozen") != frozen_hash:
         raise ValueError(
-            f"the checkpoint {checkpoints.folder / str(int(found.step))} was written beside other frozen parameters "
-            "than those that were read now. Give it the base that it was trained on, or another `output`."
+            f"the checkpoint {checkpoint} was written beside other frozen parameters than those that were read now. "
+            "Give it the base that it was trained on, or another `output`."
         )
-    return found._replace(frozen=state.frozen)
