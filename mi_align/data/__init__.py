@@ -11,7 +11,8 @@ from mi_align.data.grain_batches import grain_batches
 from mi_align.data.hub_tokenizer import HubTokenizer, load_tokenizer, save_byte_tokenizer
 from mi_align.data.packing import PackedBatch, Packing, chosen_only, first_fit_decreasing, pack, plan_packing
 from mi_align.data.preference import Preference, borrow_negatives
-from mi_align.data.sources import load_preferences
+from mi_align.data.prompts import Prompt, PromptBatch, encode_prompts, read_prompts
+from mi_align.data.sources import load_preferences, load_prompts
 from mi_align.data.token_cache import cache_folder, cached_encoding
 from mi_align.data.tokenizer import ByteTokenizer, Tokenizer
 from mi_align.data.unpaired import labelled, mismatched, side_by_side
@@ -26,6 +27,8 @@ __all__ = [
     "Packing",
     "Preference",
     "PreferenceBatch",
+    "Prompt",
+    "PromptBatch",
     "Tokenizer",
     "arithmetic_preferences",
     "batch_indices",
@@ -34,14 +37,17 @@ __all__ = [
     "cached_encoding",
     "chosen_only",
     "encode_preferences",
+    "encode_prompts",
     "first_fit_decreasing",
     "grain_batches",
     "labelled",
     "load_preferences",
+    "load_prompts",
     "load_tokenizer",
     "mismatched",
     "pack",
     "plan_packing",
+    "read_prompts",
     "read_rows",
     "save_byte_tokenizer",
     "side_by_side",

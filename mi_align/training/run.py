@@ -13,14 +13,16 @@ import jax
 
 from mi_align.data import save_byte_tokenizer
 from mi_align.models import Pretrained, save_adapter, save_pretrained
+from mi_align.training.building import program_of
 from mi_align.training.checkpoints import Best, Checkpoints, Stop
 from mi_align.training.config import RunConfig
 from mi_align.training.hosts import agree, fetch, is_first, wait_for_all
 from mi_align.training.inputs import Inputs, total_steps
 from mi_align.training.journal import Journal, Report
 from mi_align.training.metrics import merge, summarise
+from mi_align.training.on_policy.inputs import OnPolicyInputs
 from mi_align.training.parts import join
-from mi_align.training.program import Program, build_program
+from mi_align.training.program import Program
 from mi_align.training.settings import to_mapping
 from mi_align.training.state import TrainState
 from mi_align.training.trained import restored, without_frozen
@@ -46,7 +48,7 @@ class Outcome(NamedTuple):
 
 def run_training(
     config: RunConfig,
-    inputs: Inputs,
+    inputs: Inputs | OnPolicyInputs,
     *,
     resume: bool = False,
     stop: Stop | None = None,
@@ -87,7 +89,7 @@ def run_training(
         output.mkdir(parents=True, exist_ok=True)
         _write_settings(output, config)
     steps = total_steps(config, len(inputs.train.tokens))
-    program = build_program(config, inputs, steps, output=output, tick=tick)
+    program = program_of(config, inputs, steps, output=output, tick=tick)
     stop = Stop() if stop is None else stop
     best = Best(config.keep_best, config.best_by, highest=config.best_is == "highest")
     with Checkpoints(checkpoints_folder, keep=config.keep, best=best) as checkpoints:
@@ -117,10 +119,10 @@ def _steps(
     waiting: Callable[[], None] = _nothing
     journal.begin(first)
     if first == 0:
-        journal.write(0, program.feed.arrange.facts())
+        journal.write(0, program.facts)
         journal.write(0, _evaluated(program, state))
     for n in range(first, steps):
-        batch, done = program.feed.batch(n), n + 1
+        batch, done = program.batch(state, n), n + 1
         state, metrics = program.step(state, batch)
         waiting()
         waiting = _nothing
@@ -128,7 +130,7 @@ def _steps(
             about = {"rate": program.rate(n), "tokens": batch[0].tokens.size, "ended": time.perf_counter()}
             about["flops"] = program.flops(batch[0])
             waiting = functools.partial(journal.step, done, metrics, **about)
-        ends = done == steps or _asked_to_end(stop, done)
+        ends = done == steps or (done % program.together == 0 and _asked_to_end(stop, done))
         evaluates = done == steps or _due(done, config.evaluate_every)
         saves = ends or _due(done, config.save_every) or (evaluates and config.keep_best > 0)
         if evaluates or saves:  # before a state is kept, its loss has been looked at
@@ -161,7 +163,7 @@ def _asked_to_end(stop: Stop, done: int) -> bool:
 
 def _evaluated(program: Program, state: TrainState) -> dict[str, float]:
     """The metrics of the whole evaluation data, `eval/` before their names."""
-    parts = [program.evaluate(state, batch) for batch in program.feed.evaluated()]
+    parts = list(program.evaluated(state))
     if not parts:
         return {}
     return {f"eval/{name}": value for name, value in summarise(functools.reduce(merge, parts)).items()}
@@ -181,7 +183,7 @@ def _forget_after(path: Path, step: int) -> None:
         path.write_text("".join(kept), encoding="utf-8")
 
 
-def _export(output: Path, config: RunConfig, inputs: Inputs, state: TrainState) -> Path:
+def _export(output: Path, config: RunConfig, inputs: Inputs | OnPolicyInputs, state: TrainState) -> Path:
     """The trained model and its tokenizer, as `transformers` and `load_pretrained` open them."""
     trained: Pretrained = inputs.model._replace(params=fetch(join(state.params, state.frozen)))
     folder = output / "model"
