@@ -85,7 +85,7 @@ def batch_of(responses: list[tuple[int, ...]]):
 
 
 class Enumerated(NamedTuple):
-    """Of every response: its probability, the slopes of its tokens' log π along the direction, its length, its grade."""
+    """Of every response: its probability, the slopes of its tokens' log π along `direction`, its length and grade."""
 
     probability: np.ndarray
     slope: np.ndarray

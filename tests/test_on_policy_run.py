@@ -196,7 +196,7 @@ def test_the_optimum_of_rlhf_is_reached(kl: str, optimum: Any, other: Any, place
     others = np.delete(law / law.sum(), a), np.delete(optimum(reference, BETA), a)
     assert np.abs(others[0] - others[1]).sum() < 0.1
     told = metrics(place / "run")
-    assert told[-1]["reward/mean"] > told[0]["reward/mean"] + 0.3
+    assert abs(told[-1]["reward/mean"] - law[a]) < 0.15  # of 384 draws; it began below 0.02
 
 
 @pytest.mark.usefixtures("one_device")
