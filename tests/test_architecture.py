@@ -14,7 +14,7 @@ PACKAGE = ROOT / "mi_align"
 
 _BASE = {"checks", "elementary", "numerics"}
 _METHODS = {*_BASE, "objectives", "critics", "methods"}
-_LEARNING = {*_METHODS, "logprobs", "models", "data", "training"}
+_LEARNING = {*_METHODS, "logprobs", "models", "data", "training", "plugins"}
 #: A room's own name need not be said. `cli` may import everything.
 MAY_IMPORT: dict[str, set[str]] = {
     "checks": set(),

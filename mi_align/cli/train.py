@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from mi_align.training.config import RunConfig
     from mi_align.training.inputs import Inputs
+    from mi_align.training.on_policy.inputs import OnPolicyInputs
 
 __all__ = ["Reward", "Sft", "Train"]
 
@@ -147,6 +148,8 @@ def ahead_of_time(settings: tuple[str, ...], topology: str) -> int:
     from mi_align.training.topology import compile_step, devices_of, told
 
     config = _settings(settings)
+    if config.on_policy is not None:
+        raise ValueError("--topology compiles steps on responses of the data. Leave `on_policy` out, or --topology.")
     memory = compile_step(config, devices_of(topology))
     print(told(memory, config))
     return int(memory.fits is False)
@@ -164,7 +167,7 @@ def _file_and_overrides(settings: tuple[str, ...]) -> tuple[str | None, tuple[st
     return file, settings[1:] if file else settings
 
 
-def _tell(console: Console, config: RunConfig, inputs: Inputs, steps: int) -> None:
+def _tell(console: Console, config: RunConfig, inputs: Inputs | OnPolicyInputs, steps: int) -> None:
     from mi_align.models import count_parameters
     from mi_align.training.trained import parts_of
 
@@ -172,9 +175,16 @@ def _tell(console: Console, config: RunConfig, inputs: Inputs, steps: int) -> No
     trained, frozen = map(count_parameters, parts_of(config.model, inputs.model))
     parts = f" ({trained:,} trained, {frozen:,} frozen)" if frozen else ""
     held_out = 0 if inputs.evaluation is None else len(inputs.evaluation.tokens)
+    own = config.on_policy
+    each = (
+        f"{shape[1]} candidates of up to {shape[2]} tokens"
+        if own is None
+        else f"{own.samples} responses of up to {own.max_new_tokens} tokens to each of up to {shape[1]}, rewarded by "
+        f"{own.reward}"
+    )
     say = [
         f"{config.method}: {trained + frozen:,} parameters{parts}, {shape[0]:,} examples to train on and "
-        f"{held_out:,} to evaluate, {shape[1]} candidates of up to {shape[2]} tokens, {steps:,} steps of {config.batch}"
+        f"{held_out:,} to evaluate, {each}, {steps:,} steps of {config.batch}"
     ]
     for name in ("truncated_prompts", "truncated_responses", "indistinct", "merged"):
         number = sum(getattr(counts, name) for counts in inputs.counts)
@@ -185,7 +195,7 @@ def _tell(console: Console, config: RunConfig, inputs: Inputs, steps: int) -> No
     console.print(*say, sep="\n", markup=False)
 
 
-def _list_faults(config: RunConfig, inputs: Inputs) -> None:
+def _list_faults(config: RunConfig, inputs: Inputs | OnPolicyInputs) -> None:
     """Every row that was left out, in a file: nothing is dropped silently."""
     from mi_align.training.hosts import is_first
 
@@ -194,10 +204,10 @@ def _list_faults(config: RunConfig, inputs: Inputs) -> None:
         (Path(config.output) / "bad_rows.txt").write_text("\n".join(inputs.faults) + "\n", encoding="utf-8")
 
 
-def _dry(console: Console, config: RunConfig, inputs: Inputs) -> int:
+def _dry(console: Console, config: RunConfig, inputs: Inputs | OnPolicyInputs) -> int:
     import yaml
 
-    from mi_align.training.program import memory_of_step
+    from mi_align.training.building import memory_of_step
     from mi_align.training.settings import to_mapping
 
     console.print(yaml.safe_dump(to_mapping(config), sort_keys=False), markup=False)
@@ -240,6 +250,11 @@ def _watched(
 #: What a line shows, in this order, of what there is.
 _SHOWN = (
     "loss",
+    "reward/mean",
+    "reward/no_spread",
+    "kl",
+    "entropy",
+    "response/length",
     "rewards/accuracies",
     "rewards/margins",
     "log_ratio/chosen",

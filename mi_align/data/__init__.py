@@ -17,7 +17,8 @@ from mi_align.data.hub_tokenizer import (
 )
 from mi_align.data.packing import PackedBatch, Packing, chosen_only, first_fit_decreasing, pack, plan_packing
 from mi_align.data.preference import Preference, borrow_negatives
-from mi_align.data.sources import load_preferences
+from mi_align.data.prompts import Prompt, PromptBatch, encode_prompts, read_prompts
+from mi_align.data.sources import load_preferences, load_prompts
 from mi_align.data.token_cache import cache_folder, cached_encoding
 from mi_align.data.tokenizer import ByteTokenizer, Tokenizer
 from mi_align.data.unpaired import labelled, mismatched, side_by_side
@@ -32,6 +33,8 @@ __all__ = [
     "Packing",
     "Preference",
     "PreferenceBatch",
+    "Prompt",
+    "PromptBatch",
     "Tokenizer",
     "arithmetic_preferences",
     "batch_indices",
@@ -40,15 +43,18 @@ __all__ = [
     "cached_encoding",
     "chosen_only",
     "encode_preferences",
+    "encode_prompts",
     "first_fit_decreasing",
     "grain_batches",
     "labelled",
     "load_preferences",
+    "load_prompts",
     "load_tokenizer",
     "mismatched",
     "pack",
     "padding_id",
     "plan_packing",
+    "read_prompts",
     "read_rows",
     "save_byte_tokenizer",
     "save_tokenizer",

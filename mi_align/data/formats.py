@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from mi_align import checks
 from mi_align.data.preference import Preference
 
-__all__ = ["ASSISTANT", "LAYOUTS", "Chat", "read_rows", "split_dialogue"]
+__all__ = ["ASSISTANT", "LAYOUTS", "Chat", "is_messages", "read_rows", "split_dialogue"]
 
 #: What opens the assistant's turn in a dialogue written as one text (hh-rlhf).
 ASSISTANT = "\n\nAssistant:"
@@ -143,7 +143,8 @@ LAYOUTS: dict[tuple[str, ...], Callable[[Row], Preference]] = {
 }
 
 
-def _is_messages(value: Any) -> bool:
+def is_messages(value: Any) -> bool:
+    """Whether a value is a list of messages, each with its role."""
     return isinstance(value, list) and bool(value) and all(isinstance(m, Mapping) and "role" in m for m in value)
 
 
@@ -152,17 +153,17 @@ def _as_text(row: Row, chat: Chat) -> Row:
 
     Where no prompt is given, it is what the dialogues share up to their last message.
     """
-    if isinstance(row.get("completions"), list) and any(map(_is_messages, row["completions"])):
+    if isinstance(row.get("completions"), list) and any(map(is_messages, row["completions"])):
         return _list_as_text(row, chat)
     answers = {
-        name: row[name] for name in ("chosen", "rejected", "completion", "messages") if _is_messages(row.get(name))
+        name: row[name] for name in ("chosen", "rejected", "completion", "messages") if is_messages(row.get(name))
     }
     if not answers:
         return row
     prompt = row.get("prompt")
     if prompt is None:
         prompt, answers = _shared_messages(answers)
-    if not _is_messages(prompt):
+    if not is_messages(prompt):
         raise ValueError("the answers are lists of messages, but `prompt` is none: a list of messages was wanted.")
     opened = chat(prompt, open_turn=True)
     texts = {}

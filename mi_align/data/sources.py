@@ -9,16 +9,17 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mi_align.data.files import Rows, files_of, read_json
 from mi_align.data.formats import Chat, read_rows
 from mi_align.data.preference import Preference
+from mi_align.data.prompts import Prompt, read_prompts
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
 
-__all__ = ["SUFFIXES", "load_preferences"]
+__all__ = ["SUFFIXES", "load_preferences", "load_prompts"]
 
 #: What a local file may end in -> how it is read: "json" here, line by line, what else by a builder of `datasets`.
 SUFFIXES = {
@@ -62,6 +63,39 @@ def load_preferences(
         is without a `limit`.
       ConnectionError: the hub was not reached, or has no such data set.
     """
+    how: dict[str, Any] = {"split": split, "limit": limit, "streaming": streaming, "chat": chat, "on_fault": on_fault}
+    return _load(source, read_rows, "preference", **how)
+
+
+def load_prompts(
+    source: str | os.PathLike[str],
+    *,
+    split: str = "train",
+    limit: int | None = None,
+    streaming: bool = False,
+    chat: Chat | None = None,
+    on_fault: Callable[[str], None] | None = None,
+) -> list[Prompt]:
+    """The prompts of the same sources, with their rows; all that a row needs is a prompt.
+
+    Args, errors and order are those of `load_preferences`.
+    """
+    how: dict[str, Any] = {"split": split, "limit": limit, "streaming": streaming, "chat": chat, "on_fault": on_fault}
+    return _load(source, read_prompts, "prompt", **how)
+
+
+def _load(
+    source: str | os.PathLike[str],
+    reader: Callable[..., list[Any]],
+    what: str,
+    *,
+    split: str,
+    limit: int | None,
+    streaming: bool,
+    chat: Chat | None,
+    on_fault: Callable[[str], None] | None,
+) -> list[Any]:
+    """What `reader` makes of the rows of all parts of a source."""
     if streaming and limit is None:
         raise ValueError("`streaming` fetches no more than is used, but `limit` does not say how many rows are.")
     path = Path(source)
@@ -76,7 +110,7 @@ def load_preferences(
             f"there is no file {str(source)!r}. A path to an existing {', '.join(SUFFIXES)} file, to a folder of such, "
             "or a hub id `owner/name` was wanted."
         )
-    found: list[Preference] = []
+    found: list[Any] = []
     faults: list[str] = []
 
     def leave_out(fault: str) -> None:
@@ -91,7 +125,7 @@ def load_preferences(
         rows = read(left)
         kept = rows if left is None else rows.first(left)
         left = None if left is None else left - len(kept.rows)
-        found += read_rows(
+        found += reader(
             kept.rows,
             kept.columns,
             source=name,
@@ -102,7 +136,7 @@ def load_preferences(
         )
     if not found:
         first = f" The first of {len(faults)} faults: {faults[0]}" if faults else ""
-        raise ValueError(f"{path.name or source} has no usable row. At least one preference was wanted.{first}")
+        raise ValueError(f"{path.name or source} has no usable row. At least one {what} was wanted.{first}")
     return found
 
 

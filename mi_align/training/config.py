@@ -8,6 +8,7 @@ from typing import Any, Literal
 from mi_align import checks
 from mi_align.models.config import COMPUTED
 from mi_align.models.lora import LoraConfig
+from mi_align.training.on_policy.config import OnPolicyConfig
 
 __all__ = ["DataConfig", "ModelConfig", "OptimiserConfig", "RunConfig"]
 
@@ -157,8 +158,10 @@ class RunConfig:
     Attributes:
       data: what it learns from.
       model: what learns.
-      method: a row of the table, `docs/methods.md`, or "sft".
+      method: a row of the table, `docs/methods.md`, or "sft"; with `on_policy` also "reinforce", "rloo", "ppo", "grpo",
+        "dr_grpo", "dapo", "bnpo", "gspo", "cispo".
       hyper: the method's hyper-parameters, such as `beta`.
+      on_policy: learn from responses that the policy draws itself, to the prompts of the data; None: from the data's.
       optimiser: how parameters move.
       output: the folder of checkpoints, metrics and the trained model.
       epochs: how often each example is seen; not looked at where `steps` are given.
@@ -184,6 +187,7 @@ class RunConfig:
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     method: str = "dpo"
     hyper: dict[str, float] = dataclasses.field(default_factory=dict)
+    on_policy: OnPolicyConfig | None = None
     optimiser: OptimiserConfig = dataclasses.field(default_factory=OptimiserConfig)
     output: str = "run"
     epochs: float = 1.0
@@ -220,4 +224,27 @@ class RunConfig:
         if self.follow_every and self.reference != "live":
             raise ValueError(
                 "`follow_every` moves a live reference, but `reference` is 'cached'. Set `reference: live`."
+            )
+        if self.on_policy is not None:
+            self._check_on_policy(self.on_policy.inner_steps)
+
+    def _check_on_policy(self, inner_steps: int) -> None:
+        """What goes together where responses are drawn: a run is left between rollouts only."""
+        for name in ("steps", "save_every", *(("evaluate_every",) if self.keep_best else ())):
+            if (getattr(self, name) or 0) % inner_steps:
+                raise ValueError(
+                    f"`{name}` is {getattr(self, name)}, but a multiple of `on_policy.inner_steps` = {inner_steps} was "
+                    "wanted: a checkpoint holds no responses, so that it is made between two rollouts."
+                )
+        default = DataConfig(train="")
+        for name in ("packing", "buckets", "negatives", "threshold"):
+            if getattr(self.data, name) != getattr(default, name):
+                raise ValueError(
+                    f"`data.{name}` is about responses in the data, which a run with `on_policy` does not read. Leave "
+                    "it out."
+                )
+        if self.keep_best and self.best_by == "eval/loss":
+            raise ValueError(
+                "`keep_best` looks at 'eval/loss', which a run with `on_policy` does not have. Set "
+                "`best_by: eval/reward/mean` and `best_is: highest`."
             )

@@ -20,7 +20,7 @@ from mi_align.training.arranging import Arrangement
 from mi_align.training.config import RunConfig
 from mi_align.training.feeding import Feed
 from mi_align.training.fitting import reads_mismatched
-from mi_align.training.inputs import Inputs, load_inputs, method_of, model_of
+from mi_align.training.inputs import Inputs, load_offline, method_of, model_of
 from mi_align.training.losses import comparison, metrics_of
 from mi_align.training.metrics import Metrics, merge, summarise
 from mi_align.training.parts import Params
@@ -110,14 +110,14 @@ def _with_reference(
 ) -> tuple[Inputs, np.ndarray | None, Params | None]:
     """Data and policy, and the reference's scores, or where they are not enough its parameters."""
     if reference is None:
-        return load_inputs(config), None, None
+        return load_offline(config), None, None
     _check_tokens(str(config.data.tokenizer or config.model.pretrained), reference, config)
     other = dataclasses.replace(
         config,
         model=dataclasses.replace(config.model, pretrained=reference, adapter=None),
         data=dataclasses.replace(config.data, tokenizer=config.data.tokenizer or config.model.pretrained),
     )
-    inputs = load_inputs(other)
+    inputs = load_offline(other)
     beside, mesh = inputs.model, mesh_of(config)
     params = beside.params if mesh is None else put(beside.params, shardings(beside.params, mesh))
     scores = None

@@ -98,7 +98,7 @@ def export_checkpoint(
         if any(folder.glob("*.safetensors")):
             raise FileExistsError(f"{folder} holds a model already. Name another folder by --to, or take it away.")
         tokenizer = load_tokenizer(config.data.tokenizer or config.model.pretrained or "bytes")
-        model = model_of(config, tokenizer, method_of(config))
+        model = model_of(config, tokenizer, None if config.on_policy is not None else method_of(config))
         like, frozen = parts_of(config.model, model)
         model = model._replace(params=None)  # what was trained comes in its place
         params, about = checkpoints.parameters(like, step)

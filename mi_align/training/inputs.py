@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -27,20 +27,28 @@ from mi_align.models import DecoderConfig, Pretrained, fresh_llama, fresh_reward
 from mi_align.models.config import COMPUTED
 from mi_align.training.config import DataConfig, RunConfig
 from mi_align.training.fitting import Note, arranged, fitted
+from mi_align.training.on_policy.estimators import ESTIMATORS
 from mi_align.training.readers import reads_divergence, reads_score, reads_vocabulary
 from mi_align.training.sharding import mesh_of, spec_of
 from mi_align.training.trained import with_adapter
+
+if TYPE_CHECKING:
+    from mi_align.training.on_policy.inputs import OnPolicyInputs
 
 __all__ = [
     "SUPERVISED",
     "Inputs",
     "buckets_of",
+    "held_out_of",
     "load_inputs",
+    "load_offline",
     "method_of",
     "model_of",
     "total_steps",
     "with_head",
 ]
+
+T = TypeVar("T")
 
 #: Supervised learning: a row of the table, too, whose mean a token couples a batch; `supervised_loss` is the same in
 #: totals and weights, which micro-batches add up exactly.
@@ -83,6 +91,11 @@ def method_of(config: RunConfig) -> Method | None:
         if config.hyper:
             raise ValueError(f"`hyper` holds {', '.join(config.hyper)}, but supervised learning has none.")
         return None
+    if config.method in ESTIMATORS:
+        raise ValueError(
+            f"{config.method!r} learns from responses that the policy draws in training. Say how they are rewarded: "
+            "`on_policy: {reward: …}`."
+        )
     if config.method not in METHODS and not any(config.method in row.aliases for row in METHODS.values()):
         raise checks.unknown_name("method", config.method, METHODS)
     method = METHODS[config.method].configure(**config.hyper)
@@ -99,8 +112,17 @@ def method_of(config: RunConfig) -> Method | None:
     return method
 
 
-def load_inputs(config: RunConfig) -> Inputs:
+def load_inputs(config: RunConfig) -> Inputs | OnPolicyInputs:
     """Read and encode everything; what can be wrong with it is found here, before anything is trained."""
+    if config.on_policy is not None:
+        from mi_align.training.on_policy.inputs import load_on_policy  # which stands on this file
+
+        return load_on_policy(config)
+    return load_offline(config)
+
+
+def load_offline(config: RunConfig) -> Inputs:
+    """`load_inputs` of a run on the responses that its data hold."""
     method = method_of(config)
     tokens = config.data.tokenizer or config.model.pretrained or "bytes"
     tokenizer = load_tokenizer(tokens)
@@ -124,7 +146,10 @@ def load_inputs(config: RunConfig) -> Inputs:
 
 def total_steps(config: RunConfig, examples: int) -> int:
     """How many steps a run makes."""
-    return config.steps if config.steps is not None else max(1, round(config.epochs * examples / config.batch))
+    if config.steps is not None:
+        return config.steps
+    each = 1 if config.on_policy is None else config.on_policy.inner_steps
+    return each * max(1, round(config.epochs * examples / config.batch))
 
 
 def buckets_of(config: RunConfig, data: PreferenceBatch, steps: int) -> Buckets | None:
@@ -142,9 +167,14 @@ def _preferences(
     train = read(config.train, limit=config.limit, streaming=config.streaming)
     if config.evaluation is not None:
         return train, read(config.evaluation)
-    if not 0 <= config.held_out < len(train):
-        raise ValueError(f"`held_out` is {config.held_out}, but a number from 0 to {len(train) - 1} was wanted.")
-    return train[: len(train) - config.held_out], train[len(train) - config.held_out :]
+    return held_out_of(config, train)
+
+
+def held_out_of(config: DataConfig, rows: Sequence[T]) -> tuple[Sequence[T], Sequence[T]]:
+    """What is trained on, and the last rows, which are kept for evaluation."""
+    if not 0 <= config.held_out < len(rows):
+        raise ValueError(f"`held_out` is {config.held_out}, but a number from 0 to {len(rows) - 1} was wanted.")
+    return rows[: len(rows) - config.held_out], rows[len(rows) - config.held_out :]
 
 
 def _encoded(

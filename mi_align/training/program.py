@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,13 @@ from jax.sharding import Mesh
 
 from mi_align.logprobs import Layout
 from mi_align.methods import Method
-from mi_align.models import Decoder, count_parameters
+from mi_align.models import Decoder, Pretrained, count_parameters
 from mi_align.training.arranging import arrangement
 from mi_align.training.config import RunConfig
 from mi_align.training.devices import batch_flops
 from mi_align.training.feeding import Batch, Feed, reference_scores
 from mi_align.training.fitting import reads_mismatched
-from mi_align.training.inputs import Inputs, buckets_of, total_steps
+from mi_align.training.inputs import Inputs, buckets_of
 from mi_align.training.losses import preference_loss, supervised_loss
 from mi_align.training.metrics import Metrics
 from mi_align.training.optimiser import make_optimiser, rate_schedule
@@ -32,11 +32,11 @@ from mi_align.training.reference_cache import fingerprint
 from mi_align.training.scoring import Batch as Examples
 from mi_align.training.scoring import TokenLogps, scorer
 from mi_align.training.sharding import head_layout, mesh_of, put, shardings
-from mi_align.training.state import Params, TrainState, follow_policy, init_state
+from mi_align.training.state import Follow, Params, TrainState, follow_policy, init_state
 from mi_align.training.step import train_step
-from mi_align.training.trained import CompiledStep, compiled_step, parts_of
+from mi_align.training.trained import compiled_step, parts_of
 
-__all__ = ["Program", "build_program", "loss_of", "memory_of_step", "scorer_of", "scores_live", "spread"]
+__all__ = ["Program", "build_program", "first_state", "follow_of", "loss_of", "scorer_of", "scores_live", "spread"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,21 +45,27 @@ class Program:
 
     Attributes:
       step: (state, batch) -> the next state and metrics.
-      evaluate: (state, batch) -> metrics.
+      batch: (state, number of the step) -> what the step takes; its first part are the examples.
+      evaluated: state -> metrics of the whole evaluation data, as batches have them.
       state: before the first step.
-      feed: the batches.
       rate: the learning rate of a step.
       frozen_hash: of the parameters that are not trained; None where all are.
       flops: of the model, in a step over a batch.
+      lowered: the step before it is compiled for the largest batch, as `jax.jit`'s `lower` gives it.
+      facts: what a user wants to know of the data, as metrics.
+      together: so many steps belong together, between which the run is not left.
     """
 
-    step: CompiledStep
-    evaluate: Callable[[TrainState, Batch], Metrics]
+    step: Callable[[TrainState, Any], tuple[TrainState, Metrics]]
+    batch: Callable[[TrainState, int], Any]
+    evaluated: Callable[[TrainState], Iterator[Metrics]]
     state: TrainState
-    feed: Feed
     rate: optax.Schedule
     frozen_hash: str | None
     flops: Callable[[Examples], float]
+    lowered: Callable[[], Any]
+    facts: dict[str, float] = dataclasses.field(default_factory=dict)
+    together: int = 1
 
 
 def build_program(
@@ -94,24 +100,38 @@ def build_program(
         kept = output / "reference"
         scores = reference_scores(config, inputs, score, arrange, folder=kept, mesh=mesh, tick=tick)
     optimiser = make_optimiser(config.optimiser, steps)
+    state = first_state(config, model, optimiser, mesh, live=live)
+    step = train_step(loss, optimiser, micro_batches=config.micro_batches, follow=follow_of(config))
+    buckets = buckets_of(config, inputs.train, steps)
+    feed = Feed(config, inputs.train, inputs.evaluation, scores, arrange, buckets, mesh)
+    evaluate = jax.jit(functools.partial(_evaluate, loss))
+    compiled = compiled_step(step, state, mesh)
+    return Program(
+        step=compiled,
+        batch=lambda state, n: feed.batch(n),
+        evaluated=lambda state: (evaluate(state, batch) for batch in feed.evaluated()),
+        state=state,
+        facts=arrange.facts(),
+        rate=rate_schedule(config.optimiser, steps),
+        frozen_hash=None if state.frozen is None else fingerprint(state.frozen),
+        flops=functools.partial(batch_flops, model.config, count_parameters(model.params), live=live),
+        lowered=lambda: compiled.lower(state, feed.batch(0)),
+    )
+
+
+def first_state(
+    config: RunConfig, model: Pretrained, optimiser: optax.GradientTransformation, mesh: Mesh | None, *, live: bool
+) -> TrainState:
+    """The state before the first step, on its devices. The model's arrays become its own, a reference is a copy."""
     params, frozen = parts_of(config.model, model)
     begin = functools.partial(init_state, optimiser=optimiser)
-    # The model that was read is the state's from here on, not a second one beside it; a reference is a copy of it.
     state = spread(begin, mesh, params, reference=jax.tree.map(jnp.copy, params) if live else None)
-    state = state._replace(frozen=frozen if mesh is None else put(frozen, shardings(frozen, mesh)))
-    follow = follow_policy(decay=config.follow_decay, every=config.follow_every) if config.follow_every else None
-    step = train_step(loss, optimiser, micro_batches=config.micro_batches, follow=follow)
-    return Program(
-        step=compiled_step(step, state, mesh),
-        evaluate=jax.jit(functools.partial(_evaluate, loss)),
-        state=state,
-        feed=Feed(
-            config, inputs.train, inputs.evaluation, scores, arrange, buckets_of(config, inputs.train, steps), mesh
-        ),
-        rate=rate_schedule(config.optimiser, steps),
-        frozen_hash=None if frozen is None else fingerprint(frozen),
-        flops=functools.partial(batch_flops, model.config, count_parameters(model.params), live=live),
-    )
+    return state._replace(frozen=frozen if mesh is None else put(frozen, shardings(frozen, mesh)))
+
+
+def follow_of(config: RunConfig) -> Follow | None:
+    """How a run's live reference comes after the policy; None: it stays."""
+    return follow_policy(decay=config.follow_decay, every=config.follow_every) if config.follow_every else None
 
 
 def scorer_of(config: RunConfig, graphdef: nnx.GraphDef[Decoder], layout: Layout | None) -> TokenLogps:
@@ -155,17 +175,3 @@ def _evaluate(loss: Any, state: TrainState, batch: Batch) -> Metrics:
     anchor = () if state.reference is None else (join(state.reference, state.frozen),)
     mean, metrics = loss(join(state.params, state.frozen), batch, *anchor)
     return metrics | {"loss": mean}
-
-
-def memory_of_step(config: RunConfig, inputs: Inputs) -> str:
-    """What the compiled step needs, in words: its arguments (parameters, optimiser, batch) and what it makes beside."""
-    steps = total_steps(config, len(inputs.train.tokens))
-    longest = dataclasses.replace(config, reference="live", data=dataclasses.replace(config.data, buckets=None))
-    program = build_program(longest, inputs, steps, output=Path(config.output))
-    live = ", with a live reference" if scores_live(longest, inputs.method) else ""
-    used = program.step.lower(program.state, program.feed.batch(0)).compile().memory_analysis()
-    mib = 2**20
-    return (
-        f"a step{live}: {used.argument_size_in_bytes / mib:,.0f} MiB of parameters, optimiser and "
-        f"batch, {used.temp_size_in_bytes / mib:,.0f} MiB beside them"
-    )

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import jax
 
+from mi_align.training.building import program_of
 from mi_align.training.checkpoints import Best, Checkpoints, Stop
 from mi_align.training.config import RunConfig
 from mi_align.training.exporting import export_model
@@ -18,8 +19,9 @@ from mi_align.training.hosts import agree, is_first, wait_for_all
 from mi_align.training.inputs import Inputs, total_steps
 from mi_align.training.journal import Journal, Report
 from mi_align.training.metrics import merge, summarise
+from mi_align.training.on_policy.inputs import OnPolicyInputs
 from mi_align.training.parts import join
-from mi_align.training.program import Program, build_program
+from mi_align.training.program import Program
 from mi_align.training.settings import to_mapping
 from mi_align.training.state import TrainState
 from mi_align.training.trained import restored, without_frozen
@@ -45,7 +47,7 @@ class Outcome(NamedTuple):
 
 def run_training(
     config: RunConfig,
-    inputs: Inputs,
+    inputs: Inputs | OnPolicyInputs,
     *,
     resume: bool = False,
     stop: Stop | None = None,
@@ -86,7 +88,7 @@ def run_training(
         output.mkdir(parents=True, exist_ok=True)
         _write_settings(output, config)
     steps = total_steps(config, len(inputs.train.tokens))
-    program = build_program(config, inputs, steps, output=output, tick=tick)
+    program = program_of(config, inputs, steps, output=output, tick=tick)
     stop = Stop() if stop is None else stop
     best = Best(config.keep_best, config.best_by, highest=config.best_is == "highest")
     with Checkpoints(checkpoints_folder, keep=config.keep, best=best) as checkpoints:
@@ -125,10 +127,10 @@ def _steps(
     waiting: Callable[[], None] = _nothing
     journal.begin(first)
     if first == 0:
-        journal.write(0, program.feed.arrange.facts())
+        journal.write(0, program.facts)
         journal.write(0, _evaluated(program, state))
     for n in range(first, steps):
-        batch, done = program.feed.batch(n), n + 1
+        batch, done = program.batch(state, n), n + 1
         state, metrics = program.step(state, batch)
         waiting()
         waiting = _nothing
@@ -136,7 +138,7 @@ def _steps(
             about = {"rate": program.rate(n), "tokens": batch[0].tokens.size, "ended": time.perf_counter()}
             about["flops"] = program.flops(batch[0])
             waiting = functools.partial(journal.step, done, metrics, **about)
-        ends = done == steps or _asked_to_end(stop, done)
+        ends = done == steps or (done % program.together == 0 and _asked_to_end(stop, done))
         evaluates = done == steps or _due(done, config.evaluate_every)
         saves = ends or _due(done, config.save_every) or (evaluates and config.keep_best > 0)
         if evaluates or saves:  # before a state is kept, its loss has been looked at
@@ -169,7 +171,7 @@ def _asked_to_end(stop: Stop, done: int) -> bool:
 
 def _evaluated(program: Program, state: TrainState) -> dict[str, float]:
     """The metrics of the whole evaluation data, `eval/` before their names."""
-    parts = [program.evaluate(state, batch) for batch in program.feed.evaluated()]
+    parts = list(program.evaluated(state))
     if not parts:
         return {}
     return {f"eval/{name}": value for name, value in summarise(functools.reduce(merge, parts)).items()}

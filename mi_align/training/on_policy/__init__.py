@@ -1,0 +1,1 @@
+"""Training on responses that the policy draws itself: policy gradients, and pairwise methods on fresh pairs."""
