@@ -37,10 +37,21 @@ def pytest_report_header(config: pytest.Config) -> str:
     return f"seed: {config.getoption('--seed')} (each test draws from the seed and its own name)"
 
 
+#: Beginnings of the names of files that compile many large programs and run each a few times.
+_WHOLE_PROGRAMS = ("test_training", "test_models", "test_packing", "test_on_policy", "test_reward", "test_evaluate")
+
+
 @pytest.fixture(scope="module", autouse=True)
-def _forget_programs() -> Iterator[None]:
-    """Give back the memory of a file's compiled programs, gigabytes in all, which no other file runs."""
+def _programs(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Compile whole programs in half the time, and give back the memory of a file's programs, which no other file runs.
+
+    LLVM optimises them little; what is slow, `make test-slow`, is compiled as users' programs are.
+    """
+    quick = request.config.getoption("markexpr") == "not slow"
+    lazy = quick and request.module.__name__.rpartition(".")[2].startswith(_WHOLE_PROGRAMS)
+    jax.config.update("jax_disable_most_optimizations", lazy)
     yield
+    jax.config.update("jax_disable_most_optimizations", False)
     jax.clear_caches()
 
 

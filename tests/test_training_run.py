@@ -101,7 +101,10 @@ def test_a_cached_reference_is_a_live_one_but_for_rounding(pairs: str, tmp_path:
         run(settings(pairs, tmp_path / reference, "method=dpo", f"reference={reference}", "steps=1"))
     cached, live = (metrics(tmp_path / name)[1] for name in ("cached", "live"))
     assert live["log_ratio/chosen"] == live["log_ratio/rejected"] == 0.0
-    assert cached == pytest.approx(live, abs=3e-7, rel=1e-6)
+    won = {"accuracy", "rewards/accuracies"}  # by a margin of rounding, where it should be a tie
+    assert {k: v for k, v in cached.items() if k not in won} == pytest.approx(
+        {k: v for k, v in live.items() if k not in won}, abs=3e-7, rel=1e-6
+    )
     assert live["loss"] == pytest.approx(np.log(2), rel=1e-6)
 
 
