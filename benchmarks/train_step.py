@@ -42,6 +42,7 @@ TIME, MEMORY, EVIDENCE, PRODUCTS, LOOP = "time", "memory", "evidence", "products
 
 def work(name: str, threads: int, folder: Path, purpose: str) -> None:
     """Be one process: make a contender's steps, print what they took or keep what they computed."""
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[-threads:])
     if purpose in (PRODUCTS, LOOP):
         from benchmarks.train_step_loop import overhead, products
 
@@ -67,14 +68,7 @@ def start(name: str, threads: int, folder: Path, purpose: str) -> Any:
     if threads == 1:
         environment["XLA_FLAGS"] = ONE_THREAD
     given = ["--worker", name, "--threads", str(threads), "--folder", str(folder), "--purpose", purpose]
-    cores = sorted(os.sched_getaffinity(0))[-threads:]
-    done = subprocess.run(
-        [sys.executable, __file__, *given],
-        env=environment,
-        capture_output=True,
-        text=True,
-        preexec_fn=lambda: os.sched_setaffinity(0, cores),
-    )
+    done = subprocess.run([sys.executable, __file__, *given], env=environment, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{name} failed ({purpose}):\n{done.stderr[-3000:]}")
     return json.loads(done.stdout.splitlines()[-1])
