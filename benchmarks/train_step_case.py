@@ -4,14 +4,27 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-__all__ = ["CASE", "STEPS", "Case", "Evidence", "Probe", "make_data", "make_model"]
+__all__ = [
+    "CASE",
+    "CONTENDERS",
+    "MIB",
+    "STEPS",
+    "Case",
+    "Contender",
+    "Evidence",
+    "Probe",
+    "make_data",
+    "make_model",
+    "slug",
+]
 
 #: Steps of a process; the first compiles and is not counted.
 STEPS = 3
+MIB = 2**20
 
 
 class Case(NamedTuple):
@@ -31,6 +44,60 @@ class Case(NamedTuple):
 
 
 CASE = Case()
+
+
+class Contender(NamedTuple):
+    """One row: who makes the step, and how.
+
+    Attributes:
+      name: of the row.
+      maker: "ours", "torch" (by hand) or "trl".
+      live: whether the reference is scored in the step; otherwise it was, before.
+      about: what else there is to know of the row, for the tables.
+      parts: ours: how many micro-batches.
+      exact_start: ours: whether the backward pass scores everything again.
+      memory_budget: ours: bytes of logits that are kept, a micro-batch; None: the default, one tile's.
+      patched: TRL: not as shipped, but as fast as it was found to go here.
+    """
+
+    name: str
+    maker: str
+    live: bool
+    about: str
+    parts: int = 1
+    exact_start: bool = False
+    memory_budget: int | None = None
+    patched: bool = False
+
+
+_KEPT = "2 micro-batches, no exact start, logits kept (`model.memory_budget`)"
+_LITTLE = "4 micro-batches, no exact start, no logits kept"
+_DEFAULT = "as a run does by default: one batch, exact start, no logits kept"
+_HAND = "all logits at once, prompts scored too"
+_SHIPPED = "gradient checkpointing, prompts scored too, tiles of 4,096 × 32,768"
+_PATCHED = "no checkpointing, responses scored alone, tiles of 1,024 × 4,096, patched in"
+CONTENDERS = {
+    row.name: row
+    for row in (
+        Contender("ours, cached reference", "ours", False, _KEPT, 2, memory_budget=1 << 30),
+        Contender("ours, live reference", "ours", True, _KEPT, 2, memory_budget=1 << 30),
+        Contender("ours in little memory, cached reference", "ours", False, _LITTLE, 4),
+        Contender("ours in little memory, live reference", "ours", True, _LITTLE, 4),
+        Contender("ours by default, cached reference", "ours", False, _DEFAULT, exact_start=True),
+        Contender("ours by default, live reference", "ours", True, _DEFAULT, exact_start=True),
+        Contender("torch by hand, cached reference", "torch", False, _HAND),
+        Contender("torch by hand, live reference", "torch", True, _HAND),
+        Contender("TRL as shipped, cached reference", "trl", False, _SHIPPED),
+        Contender("TRL as shipped, live reference", "trl", True, _SHIPPED),
+        Contender("TRL at its best, cached reference", "trl", False, _PATCHED, patched=True),
+        Contender("TRL at its best, live reference", "trl", True, _PATCHED, patched=True),
+    )
+}
+
+
+def slug(name: str) -> str:
+    """The name of a file."""
+    return name.replace(", ", "-").replace(" ", "-")
 
 
 class Evidence(NamedTuple):
@@ -84,9 +151,9 @@ class Probe:
         grown = resident("VmHWM") - memory
         self._steps.append({"cpu_seconds": now[0] - cpu, "wall_seconds": now[1] - wall, "memory_bytes": grown})
 
-    def samples(self) -> dict[str, Any]:
-        """All steps but the first."""
-        return {"steps": self._steps[1:]}
+    def samples(self) -> dict[str, list[float]]:
+        """All steps but the first, by what was measured."""
+        return {key: [step[key] for step in self._steps[1:]] for key in self._steps[0]}
 
 
 def resident(field: str) -> int:

@@ -20,6 +20,9 @@ from mi_align.data import (
     load_tokenizer,
     save_byte_tokenizer,
 )
+from mi_align.training.config import RunConfig
+from mi_align.training.inputs import load_inputs
+from mi_align.training.settings import load
 
 TEXT = [
     "the answer is 37+48=85, and not 75.",
@@ -143,8 +146,54 @@ def test_lists_of_messages_become_text(tmp_path: Path) -> None:
     ):
         load_preferences(tmp_path / "prompted.jsonl")
     (tmp_path / "apart.jsonl").write_text(json.dumps({"chosen": [user, good], "rejected": [bad]}) + "\n")
-    with pytest.raises(ValueError, match="row 1: there is no `prompt` column, and the dialogues do not share"):
+    with pytest.raises(ValueError, match="row 1: the dialogues do not share all messages but the last"):
         load_preferences(tmp_path / "apart.jsonl", chat=tokenizer.chat)
+
+
+def ultrafeedback(prompt: str, good: str, bad: str) -> dict:
+    """A row of HuggingFaceH4/ultrafeedback_binarized: the prompt as a text, and again in each dialogue."""
+    user = {"content": prompt, "role": "user"}
+    chosen, rejected = ([user, {"content": answer, "role": "assistant"}] for answer in (good, bad))
+    about = {"prompt_id": "0", "score_chosen": 8.5, "score_rejected": 6.0}
+    return {"prompt": prompt, "chosen": chosen, "rejected": rejected, "messages": chosen, **about}
+
+
+def test_a_prompt_that_stands_beside_whole_dialogues_is_not_doubled(tmp_path: Path) -> None:
+    tokenizer = written(tmp_path)
+    row = ultrafeedback("2+2=", "4", "5")
+    system = {"role": "system", "content": "Add."}
+    rows = {
+        "ultrafeedback": row,
+        "prompt as messages": row | {"prompt": row["chosen"][:1]},
+        "spaces": row | {"prompt": "2+2= \n"},
+        "answers alone": row | {"chosen": row["chosen"][1:], "rejected": row["rejected"][1:]},
+        "system": row | {"chosen": [system, *row["chosen"]], "rejected": [system, *row["rejected"]]},
+    }
+    for name, given in rows.items():
+        (tmp_path / "rows.jsonl").write_text(json.dumps(given) + "\n")
+        (came,) = load_preferences(tmp_path / "rows.jsonl", chat=tokenizer.chat)
+        said = "<s><|system|>Add.</s>\n<|user|>2+2=</s>\n<|assistant|>" if name == "system" else None
+        assert came.prompt.count("2+2=") == 1, name
+        assert came == Preference(said or "<s><|user|>2+2=</s>\n<|assistant|>", "4</s>", ("5</s>",)), name
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row | {"prompt": "3+3="}) + "\n")
+    with pytest.raises(ValueError, match="row 1: `prompt` is a text, but the dialogues beside it do not begin with it"):
+        load_preferences(tmp_path / "rows.jsonl", chat=tokenizer.chat)
+
+
+def test_ultrafeedback_as_a_run_reads_it(tmp_path: Path) -> None:
+    tokenizer = written(tmp_path)
+    rows = [ultrafeedback(*texts) for texts in [("37+48=", "85", "75"), ("34+44=", "78", "87"), ("3+4=", "7", "8")]]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    shape = "model.shape={width: 16, layers: 1, heads: 2}"
+    given = f"data.train={tmp_path / 'pairs.jsonl'}", f"data.tokenizer={tmp_path}", 'data.cache="off"', "batch=1", shape
+    inputs = load_inputs(load(RunConfig, None, given))
+    assert not inputs.faults and len(inputs.train.tokens) == len(rows)
+    for row, tokens, mask in zip(rows, inputs.train.tokens[:, 0], inputs.train.response_mask[:, 0], strict=True):
+        whole = tokenizer.encode(tokenizer.chat(row["chosen"]).rstrip("\n")).tolist()
+        assert tokens[: len(whole)].tolist() == whole and np.flatnonzero(mask)[-1] == len(whole) - 1
+        asked = tokenizer.encode(tokenizer.chat(row["chosen"][:1], open_turn=True)).tolist()
+        shared = next(i for i, (a, b) in enumerate(zip([*asked, None], whole, strict=False)) if a != b)
+        assert int(mask.argmax()) == shared  # the prompt, but for a token that spans the boundary
 
 
 def test_a_template_cannot_reach_out_and_may_refuse(tmp_path: Path) -> None:

@@ -160,7 +160,8 @@ def test_an_example_does_not_see_its_neighbours_in_the_batch() -> None:
     tokens = random_tokens(5, TIME, seed=6)
     together = hidden_of()(params, jnp.asarray(tokens))
     alone = jnp.concatenate([hidden_of()(params, jnp.asarray(tokens[i : i + 1])) for i in range(5)])
-    np.testing.assert_allclose(together, alone, atol=40 * np.finfo(np.float32).eps)
+    # Batches of other sizes are rounded otherwise: each is within 11 eps of float64's, in units of the largest entry.
+    np.testing.assert_allclose(together, alone, atol=20 * np.finfo(np.float32).eps * np.abs(alone).max())
 
 
 # --- Rotary positions --------------------------------------------------------------------------------------------

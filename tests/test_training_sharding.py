@@ -51,11 +51,11 @@ PLAIN = optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(0.3, momentum=0.9)
 
 
 @functools.cache
-def data():
-    return encode_preferences(arithmetic_preferences(24, negatives=1, seed=1), ByteTokenizer())[0]
+def data(count: int = 24):
+    return encode_preferences(arithmetic_preferences(count, negatives=1, seed=1), ByteTokenizer())[0]
 
 
-def trained(kind: str, mesh, *, optimiser=PLAIN, steps: int = 3, micro_batches: int = 1):
+def trained(kind: str, mesh, *, optimiser=PLAIN, steps: int = 3, micro_batches: int = 1, size: int = 8):
     """Losses of some steps, the last state, the first margins and how often the step was compiled."""
     config = KINDS[kind]
     graphdef, params = init_decoder(config, jax.random.key(0))
@@ -71,8 +71,8 @@ def trained(kind: str, mesh, *, optimiser=PLAIN, steps: int = 3, micro_batches: 
     program = jax.jit(step, donate_argnums=0, out_shardings=out)
     losses, first = [], None
     for n in range(steps):
-        picked = batch_indices(24, 8, seed=0, step=n)
-        state, metrics = program(state, place((take(data(), picked), None), mesh))
+        picked = batch_indices(3 * size, size, seed=0, step=n)
+        state, metrics = program(state, place((take(data(3 * size), picked), None), mesh))
         numbers = summarise(metrics)
         first = numbers if first is None else first
         losses.append(numbers["loss"])
@@ -117,6 +117,18 @@ def test_parameters_and_moments_lie_spread_over_the_devices() -> None:
 def test_micro_batches_change_nothing_on_a_mesh() -> None:
     losses, *_ = trained("grouped heads", make_mesh(data=2, fsdp=2, tensor=2), micro_batches=2)
     np.testing.assert_allclose(losses, on_one_device("grouped heads")[0], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "sizes", [(2, 4), *(pytest.param(sizes, marks=pytest.mark.slow) for sizes in [(8, 1), (1, 8), (4, 2)])]
+)
+def test_many_micro_batches_over_many_devices_are_one_batch_on_one(sizes: tuple[int, int]) -> None:
+    mesh = make_mesh(data=sizes[0], fsdp=sizes[1])
+    losses, state, *_ = trained("nothing divides", mesh, micro_batches=8, size=64, steps=2)
+    wanted, alone, *_ = trained("nothing divides", None, size=64, steps=2)
+    np.testing.assert_allclose(losses, wanted, rtol=1e-5)
+    for came, one in zip(jax.tree.leaves(state.params), jax.tree.leaves(alone.params), strict=True):
+        np.testing.assert_allclose(np.asarray(came), np.asarray(one), atol=1e-5)
 
 
 def test_no_device_gets_the_whole_vocabulary() -> None:

@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 from mi_align import checks
+from mi_align.data.messages import Chat, as_text
 from mi_align.data.preference import Preference
 
-__all__ = ["ASSISTANT", "LAYOUTS", "Chat", "is_messages", "read_rows", "split_dialogue"]
+__all__ = ["ASSISTANT", "LAYOUTS", "read_rows", "split_dialogue"]
 
 #: What opens the assistant's turn in a dialogue written as one text (hh-rlhf).
 ASSISTANT = "\n\nAssistant:"
 
 Row = Mapping[str, Any]
-
-
-class Chat(Protocol):
-    """Messages as one text."""
-
-    def __call__(self, messages: Sequence[Mapping[str, Any]], *, open_turn: bool = False) -> str:
-        """With `open_turn` the assistant's turn stands open at the end."""
 
 
 def read_rows(
@@ -60,7 +54,7 @@ def read_rows(
         try:
             if isinstance(row, ValueError):
                 raise row
-            text = row if chat is None else _as_text(row, chat)
+            text = row if chat is None else as_text(row, chat)
             layout = _layout(set(text), source) if read is None or text is not row else read
             preferences.append(_checked(layout(text)))
         except ValueError as error:
@@ -141,53 +135,6 @@ LAYOUTS: dict[tuple[str, ...], Callable[[Row], Preference]] = {
     ("prompt", "completion"): _demonstration,
     ("messages",): _demonstration,
 }
-
-
-def is_messages(value: Any) -> bool:
-    """Whether a value is a list of messages, each with its role."""
-    return isinstance(value, list) and bool(value) and all(isinstance(m, Mapping) and "role" in m for m in value)
-
-
-def _as_text(row: Row, chat: Chat) -> Row:
-    """A row whose lists of messages have become a prompt, with the assistant's turn open, and responses.
-
-    Where no prompt is given, it is what the dialogues share up to their last message.
-    """
-    if isinstance(row.get("completions"), list) and any(map(is_messages, row["completions"])):
-        return _list_as_text(row, chat)
-    answers = {
-        name: row[name] for name in ("chosen", "rejected", "completion", "messages") if is_messages(row.get(name))
-    }
-    if not answers:
-        return row
-    prompt = row.get("prompt")
-    if prompt is None:
-        prompt, answers = _shared_messages(answers)
-    if not is_messages(prompt):
-        raise ValueError("the answers are lists of messages, but `prompt` is none: a list of messages was wanted.")
-    opened = chat(prompt, open_turn=True)
-    texts = {}
-    for name, answer in answers.items():
-        whole = chat([*prompt, *answer])
-        if not whole.startswith(opened):
-            raise ValueError(f"the chat template writes the prompt otherwise once `{name}` follows it.")
-        texts["completion" if name == "messages" else name] = whole[len(opened) :].rstrip("\n")
-    return {**row, "prompt": opened, **texts}
-
-
-def _list_as_text(row: Row, chat: Chat) -> Row:
-    parts = [_as_text({"prompt": row.get("prompt"), "completion": answer}, chat) for answer in row["completions"]]
-    return {**row, "prompt": parts[0]["prompt"], "completions": [part["completion"] for part in parts]}
-
-
-def _shared_messages(dialogues: Mapping[str, list[Any]]) -> tuple[list[Any], dict[str, list[Any]]]:
-    prompts = [dialogue[:-1] for dialogue in dialogues.values()]
-    if not prompts[0] or any(prompt != prompts[0] for prompt in prompts):
-        raise ValueError(
-            "there is no `prompt` column, and the dialogues do not share all messages but the last. Add a `prompt` "
-            "column."
-        )
-    return prompts[0], {name: dialogue[-1:] for name, dialogue in dialogues.items()}
 
 
 def _layout(columns: set[str], source: str) -> Callable[[Row], Preference]:

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from mi_align.data.formats import LAYOUTS, Chat, is_messages, read_rows
+from mi_align.data.formats import LAYOUTS, read_rows
+from mi_align.data.messages import Chat, is_messages
 from mi_align.data.tokenizer import Tokenizer
 
 __all__ = ["Prompt", "PromptBatch", "encode_prompts", "read_prompts"]

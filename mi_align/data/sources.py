@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mi_align.data.files import Rows, files_of, read_json
-from mi_align.data.formats import Chat, read_rows
+from mi_align.data.formats import read_rows
+from mi_align.data.messages import Chat
 from mi_align.data.preference import Preference
 from mi_align.data.prompts import Prompt, read_prompts
 

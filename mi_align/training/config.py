@@ -27,6 +27,8 @@ class ModelConfig:
       attention: the kernel that attends: "auto", the platform's, or "xla", "cudnn", "splash" (`models.DecoderConfig`).
       exact_start: whether the first step's margins are exactly 0, at the price of one more forward pass a step
         (`training.scorer`).
+      memory_budget: bytes of logits, of a micro-batch on a device, that are kept for the backward pass instead of being
+        made again; None: one tile's (`logprobs.token_logps`).
       trained: beginnings of the paths of the parameters that are trained, e.g. `blocks.attention`; none named: all.
       lora: a fresh adapter, which alone is trained: `rank`, `alpha`, `targets`, `rslora`; None: there is none.
       adapter: a folder in PEFT's format with an adapter to begin from, which alone is trained.
@@ -39,6 +41,7 @@ class ModelConfig:
     remat: Literal["none", "layers", "dots"] = "none"
     attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"
     exact_start: bool = True
+    memory_budget: int | None = None
     trained: tuple[str, ...] = ()
     lora: LoraConfig | None = None
     adapter: str | None = None
@@ -47,6 +50,8 @@ class ModelConfig:
         """A model has one origin, and one account of what of it is trained."""
         if self.pretrained is not None and self.shape:
             raise ValueError("`pretrained` and `shape` are both given: the shape of a pretrained model is its own.")
+        if self.memory_budget is not None:
+            checks.number("memory_budget", self.memory_budget, checks.Range(at_least=0, remedy="It is in bytes."))
         given = [f"`{name}`" for name in ("trained", "lora", "adapter") if getattr(self, name)]
         if len(given) > 1:
             raise ValueError(

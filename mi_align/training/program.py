@@ -137,7 +137,8 @@ def follow_of(config: RunConfig) -> Follow | None:
 def scorer_of(config: RunConfig, graphdef: nnx.GraphDef[Decoder], layout: Layout | None) -> TokenLogps:
     """The function by which a run scores batches."""
     how = config.model
-    return scorer(graphdef, layout=layout, compute_dtype=how.compute_dtype, exact_start=how.exact_start)
+    way: dict[str, Any] = {"compute_dtype": how.compute_dtype, "exact_start": how.exact_start}
+    return scorer(graphdef, layout=layout, memory_budget=how.memory_budget, **way)
 
 
 def scores_live(config: RunConfig, method: Method | None) -> bool:

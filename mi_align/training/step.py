@@ -86,10 +86,13 @@ def _gradient(loss: Loss, params: Params, batch: PyTree, micro_batches: int) -> 
         parts = jax.tree.map(lambda x: _split(x, micro_batches), batch)
         shapes = jax.eval_shape(slope_of, params, jax.tree.map(lambda x: x[0], parts))
         nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        # Totals and weights add up, and so do the gradients of totals.
-        (slope, metrics), _ = jax.lax.scan(
-            lambda carry, part: (jax.tree.map(jnp.add, carry, slope_of(params, part)), None), nothing, parts
-        )
+
+        def add(carry: Any, part: PyTree) -> tuple[Any, None]:
+            # Totals and weights add up, and so do the gradients of totals. Without the barrier the TPU's compiler moves
+            # the sum over devices out of the loop, and dies of it (`while_loop_all_reduce_code_motion`, jax 0.10.2).
+            return jax.tree.map(jnp.add, carry, jax.lax.optimization_barrier(slope_of(params, part))), None
+
+        (slope, metrics), _ = jax.lax.scan(add, nothing, parts)
     weight = metrics["loss"].weight
     inverse = 1 / jnp.where(weight > 0, weight, 1)
     return jax.tree.map(lambda g: g * inverse.astype(g.dtype), slope), metrics
