@@ -85,4 +85,5 @@ def _shared_messages(dialogues: Mapping[str, list[Any]]) -> tuple[list[Any], dic
 
 
 def is_messages(value: Any) -> bool:
+    """Whether a value is a list of messages, each with its role."""
     return isinstance(value, list) and bool(value) and all(isinstance(m, Mapping) and "role" in m for m in value)
