@@ -175,7 +175,7 @@ ONE_TOKEN += [LIVE, f"on_policy.kl_weight={BETA}", "log_every=40", "optimiser.wa
 @pytest.mark.parametrize(
     ("kl", "optimum", "other"),
     [
-        ("k1_in_reward", tilted, reversed_tilt),
+        pytest.param("k1_in_reward", tilted, reversed_tilt, marks=pytest.mark.slow),
         pytest.param("k2_in_loss", tilted, reversed_tilt, marks=pytest.mark.slow),
         pytest.param("k3_in_loss", reversed_tilt, tilted, marks=pytest.mark.slow),
     ],
