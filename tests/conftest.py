@@ -38,7 +38,16 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 
 #: Beginnings of the names of files that compile many large programs and run each a few times.
-_WHOLE_PROGRAMS = ("test_training", "test_models", "test_packing", "test_on_policy", "test_reward", "test_evaluate")
+_WHOLE_PROGRAMS = (
+    "test_training",
+    "test_models",
+    "test_packing",
+    "test_on_policy",
+    "test_reward",
+    "test_evaluate",
+    "test_logprobs_pallas",
+    "test_benchmark",
+)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -112,7 +112,11 @@ def test_the_float64_rows_agree_with_finite_differences(soft_cap) -> None:
         assert d_vocabulary[j, 3] == pytest.approx(slope, abs=1e-8)
 
 
-@pytest.mark.parametrize(("case", "dtype"), [(TINY, "bfloat16"), (CAPPED, "float32")], ids=["plain", "capped"])
+@pytest.mark.parametrize(
+    ("case", "dtype"),
+    [(TINY, "bfloat16"), pytest.param(CAPPED, "float32", marks=pytest.mark.slow)],
+    ids=["plain", "capped"],
+)
 def test_every_kernel_is_right_at_sizes_that_divide_nothing(case, dtype) -> None:
     entered = [contender(k) for k in kernels.chosen_kernels("")]
     came = rows(logps_task(case, dtype), *entered)
@@ -169,7 +173,7 @@ def test_half_masked_counts_and_scores_half_of_the_positions() -> None:
 # --- Whole losses ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["dpo", "mio"])
+@pytest.mark.parametrize("name", [pytest.param("dpo", marks=pytest.mark.slow), "mio"])
 def test_losses_from_hidden_states_are_right_by_every_way(name: str) -> None:
     task = method_task(name, Case("own", 12, 53, (83,)), "float32")
     assert task.candidates == {"dpo": 2, "mio": 1 + NEGATIVES}[name]

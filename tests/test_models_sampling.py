@@ -40,7 +40,7 @@ def prompts(filler: int = 0) -> np.ndarray:
     return np.where(np.arange(5) < LENGTHS[:, None], tokens, filler)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [k if k == "llama" else pytest.param(k, marks=pytest.mark.slow) for k in KINDS])
 def test_the_likeliest_tokens_are_those_of_whole_forward_passes_whatever_the_padding(kind: str) -> None:
     config = KINDS[kind]
     graphdef, params = model(config)

@@ -206,6 +206,7 @@ def test_scores_and_gradients_are_those_without_packing(name: str, rng: np.rando
         assert (came == 0)[~batch.response_mask[..., 1:]].all()
 
 
+@pytest.mark.slow
 def test_in_float64_they_are_the_same_to_its_rounding(rng: np.random.Generator, x64: None) -> None:
     batch, decoder = drawn(rng), model("windows and caps", "float64")
     wanted = slopes_of(*decoder, batch)
@@ -275,6 +276,7 @@ def test_losses_are_those_without_packing(rng: np.random.Generator) -> None:
     assert came.weight == wanted.weight == batch.response_mask[:, 0, 1:].sum() == chosen_only(rows).scored.sum()
 
 
+@pytest.mark.slow
 def test_micro_batches_are_cut_between_packs(rng: np.random.Generator) -> None:
     batch, optimiser = drawn(rng), optax.sgd(0.1)
     graphdef, params = model("grouped heads")

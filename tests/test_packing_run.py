@@ -40,6 +40,7 @@ def run(pairs: str, output: Path, *more: str, resume: bool = False, stop: Stop |
     return [{k: v for k, v in line.items() if k not in OF_THE_MOMENT} for line in lines]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("one_device")
 def test_a_packed_run_has_the_numbers_of_one_that_is_not_and_resumes_bit_for_bit(pairs: str, tmp_path: Path) -> None:
     more = ["method=dpo", "micro_batches=2"]

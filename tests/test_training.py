@@ -65,7 +65,9 @@ def assert_trees_close(came, wanted, *, of_scale: float) -> None:
 # --- The first step (ledger L2)
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.float64])
+@pytest.mark.parametrize(
+    "dtype", [jnp.float32, *(pytest.param(x, marks=pytest.mark.slow) for x in (jnp.bfloat16, jnp.float64))]
+)
 @pytest.mark.parametrize("cached", [True, False])
 def test_before_the_first_step_every_log_ratio_is_exactly_zero(dtype: jnp.dtype, cached: bool) -> None:
     logps, params, batch = setting()

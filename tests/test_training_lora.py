@@ -223,7 +223,8 @@ def trained(kind: str, mesh):
 
 
 @pytest.mark.skipif(jax.device_count() < 8, reason="8 devices")
-@pytest.mark.parametrize("kind", ["grouped heads", pytest.param("nothing divides", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["grouped heads", "nothing divides"])
 def test_eight_devices_train_an_adapter_as_one_does(kind: str) -> None:
     wanted, alone, *_ = trained(kind, None)
     losses, state, first, compiled = trained(kind, make_mesh(data=2, fsdp=2, tensor=2))

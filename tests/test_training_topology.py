@@ -68,6 +68,7 @@ def test_utilisation_is_of_all_devices_and_left_out_where_the_peak_is_unknown():
     assert utilisation(1e9, 2.0, "cpu", 1) == {"flops": 5e8}
 
 
+@pytest.mark.slow
 def test_computing_in_half_precision_is_casting_the_parameters():
     graphdef, params = init_decoder(DecoderConfig(vocab_size=258, width=32), jax.random.key(0))
     batch, _ = encode_preferences(arithmetic_preferences(2, negatives=1, seed=0), ByteTokenizer())
@@ -78,6 +79,7 @@ def test_computing_in_half_precision_is_casting_the_parameters():
     assert {x.dtype for x in slopes} == {jnp.dtype("float32")}
 
 
+@pytest.mark.slow
 def test_without_an_exact_start_gradients_are_the_same_to_rounding():
     graphdef, params = init_decoder(DecoderConfig(vocab_size=258, width=32), jax.random.key(0))
     batch, _ = encode_preferences(arithmetic_preferences(2, negatives=1, seed=0), ByteTokenizer())
