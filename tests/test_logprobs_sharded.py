@@ -39,7 +39,6 @@ LAYOUTS = {
     "two axes of tensor": lambda: Layout(three(), ("data",), P(("fsdp", "tensor"))),
     "data 8": lambda: Layout(mesh(data=8), ("data",), P()),
 }
-every_layout = pytest.mark.parametrize("name", LAYOUTS)
 #: One for each way in which a part of the vocabulary meets the tokens.
 STAYS_GATHERS_OR_PASSES = ["data 2, tensor 4", "fsdp in features", "fsdp in a ring"]
 

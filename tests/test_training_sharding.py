@@ -42,8 +42,11 @@ KINDS = {
     ),
 }
 CASES = [
-    *(("grouped heads", sizes) for sizes in [(1, 2, 2), (2, 2, 2)]),
-    *(pytest.param("grouped heads", sizes, marks=pytest.mark.slow) for sizes in [(2, 1, 1), (1, 1, 2), (1, 8, 1)]),
+    ("grouped heads", (2, 2, 2)),
+    *(
+        pytest.param("grouped heads", sizes, marks=pytest.mark.slow)
+        for sizes in [(2, 1, 1), (1, 1, 2), (1, 2, 2), (1, 8, 1)]
+    ),
     ("nothing divides", (2, 2, 2)),
 ]
 #: Not Adam: where a gradient is 0 but for rounding, as that of the keys' biases, its first step is the rounding's sign.
