@@ -23,6 +23,10 @@ def test_a_file_and_overrides_make_settings_and_settings_make_them_again(tmp_pat
     assert config.optimiser.rate == 1e-4  # which YAML 1.1 reads as text
     assert config.model.shape == {"width": 32} and config.model.trained == ("blocks", "norm")
     assert from_mapping(RunConfig, to_mapping(config)) == config
+    for word in ("off", "No", "true", "False"):  # YAML 1.1 reads the first two as false
+        wanted = {"true": True, "False": False}.get(word, word)
+        assert load(RunConfig, None, [*LEAST, f"model.shape.x={word}"]).model.shape["x"] == wanted
+    assert load(RunConfig, None, [*LEAST, "data.cache=off"]).data.cache == "off"
 
 
 @pytest.mark.parametrize(

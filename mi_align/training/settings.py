@@ -56,7 +56,7 @@ def _parsed(text: str, source: str) -> Any:
 
 
 def _loader() -> type:
-    """YAML's safe loader, to which 1e-4 is a number as everywhere else (YAML 1.1 wants 1.0e-4)."""
+    """YAML's safe loader as of YAML 1.2: 1e-4 is a number (1.1 wants 1.0e-4), and on, off, yes and no are words."""
     import re
 
     import yaml
@@ -64,6 +64,11 @@ def _loader() -> type:
     class Loader(yaml.SafeLoader):
         pass
 
+    Loader.yaml_implicit_resolvers = {
+        first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":bool")]
+        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("true$|false$", re.IGNORECASE), list("tTfF"))
     number = re.compile(r"[-+]?(\d[\d_]*\.?\d*|\.\d+)[eE][-+]?\d+$")
     Loader.add_implicit_resolver("tag:yaml.org,2002:float", number, list("-+0123456789."))
     return Loader
