@@ -276,6 +276,7 @@ preferences = st.builds(
     st.lists(texts.map(lambda t: "-" + t), min_size=1, max_size=3).map(tuple),
     st.none(),
     st.none(),
+    margin=st.none(),
 )
 
 

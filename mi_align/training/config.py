@@ -180,6 +180,7 @@ class RunConfig:
       log_every: steps between lines of metrics.
       log_to: where metrics go beside `metrics.jsonl`.
       evaluate_every: steps between evaluations; 0: at the end only.
+      evaluate_entropy: whether evaluations also tell the policy's entropy, for one more forward pass.
       save_every: steps between checkpoints; 0: at the end only.
       keep: how many of the last checkpoints stay.
       keep_best: how many of the best ones stay beside them; a checkpoint is then made with each evaluation.
@@ -206,6 +207,7 @@ class RunConfig:
     log_every: int = 1
     log_to: tuple[Literal["tensorboard", "wandb"], ...] = ()
     evaluate_every: int = 0
+    evaluate_entropy: bool = False
     save_every: int = 0
     keep: int = 2
     keep_best: int = 0
@@ -229,6 +231,11 @@ class RunConfig:
         if self.follow_every and self.reference != "live":
             raise ValueError(
                 "`follow_every` moves a live reference, but `reference` is 'cached'. Set `reference: live`."
+            )
+        if self.evaluate_entropy and self.method in ("bradley_terry", "plackett_luce_reward"):
+            raise ValueError(
+                f"`evaluate_entropy` is set, but {self.method!r} trains a reward model, which has no distribution over "
+                "tokens. Leave it out."
             )
         if self.on_policy is not None:
             self._check_on_policy(self.on_policy.inner_steps)

@@ -30,7 +30,7 @@ from mi_align.training.parts import join
 from mi_align.training.readers import reader
 from mi_align.training.reference_cache import fingerprint
 from mi_align.training.scoring import Batch as Examples
-from mi_align.training.scoring import TokenLogps, scorer
+from mi_align.training.scoring import TokenLogps, response_entropy, scorer
 from mi_align.training.sharding import head_layout, mesh_of, put, shardings
 from mi_align.training.state import Follow, Params, TrainState, follow_policy, init_state
 from mi_align.training.step import train_step
@@ -104,7 +104,10 @@ def build_program(
     step = train_step(loss, optimiser, micro_batches=config.micro_batches, follow=follow_of(config))
     buckets = buckets_of(config, inputs.train, steps)
     feed = Feed(config, inputs.train, inputs.evaluation, scores, arrange, buckets, mesh)
-    evaluate = jax.jit(functools.partial(_evaluate, loss))
+    entropy = None
+    if config.evaluate_entropy:
+        entropy = response_entropy(model.graphdef, layout=layout, compute_dtype=config.model.compute_dtype)
+    evaluate = jax.jit(functools.partial(_evaluate, loss, entropy))
     compiled = compiled_step(step, state, mesh)
     return Program(
         step=compiled,
@@ -172,7 +175,9 @@ def spread(begin: Callable[..., TrainState], mesh: Mesh | None, params: Params, 
     return made(given)
 
 
-def _evaluate(loss: Any, state: TrainState, batch: Batch) -> Metrics:
+def _evaluate(loss: Any, entropy: Any, state: TrainState, batch: Batch) -> Metrics:
     anchor = () if state.reference is None else (join(state.reference, state.frozen),)
-    mean, metrics = loss(join(state.params, state.frozen), batch, *anchor)
-    return metrics | {"loss": mean}
+    params = join(state.params, state.frozen)
+    mean, metrics = loss(params, batch, *anchor)
+    told = {} if entropy is None else {"entropy": entropy(params, batch[0])}
+    return metrics | {"loss": mean} | told
