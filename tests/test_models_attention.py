@@ -48,7 +48,7 @@ def drawn(rng: np.random.Generator):
 
 def splash(shape: DecoderConfig, layout: Layout | None = None):
     attention = attention_of(shape, "splash", layout)
-    return lambda *qkv, windowed=False: attention(*qkv, None, jnp.asarray(windowed))
+    return lambda *qkv, windowed=False: attention(*qkv, None, windowed=jnp.asarray(windowed))
 
 
 @pytest.mark.parametrize(
@@ -148,7 +148,7 @@ def test_a_kernel_that_cannot_is_refused() -> None:
 def test_cudnn_is_the_formula(window: int | None, drawn) -> None:
     shape = dataclasses.replace(config(window=window), attention="cudnn")
     half = [x.astype(jnp.bfloat16) for x in drawn]
-    came = attention_of(shape, "cudnn", None)(*half, None, jnp.asarray(window is not None))
+    came = attention_of(shape, "cudnn", None)(*half, None, windowed=jnp.asarray(window is not None))
     np.testing.assert_allclose(came.astype(jnp.float32), formula(*half, scale=WIDTH**-0.5, window=window), atol=2e-2)
     graphdef, params = init_decoder(shape, jax.random.key(0), jnp.bfloat16)
     assert jnp.isfinite(hidden_states(graphdef, params, jnp.zeros((1, 64), int))).all()

@@ -497,6 +497,7 @@ REFUSED = {
     "on_policy={reward: arithmetic, inner_steps: 2} method=grpo steps=3": "a multiple of `on_policy.inner_steps` = 2",
     "on_policy={reward: arithmetic} method=grpo data.packing=shared": "`data.packing` is about responses in the data",
     "on_policy={reward: arithmetic} method=grpo keep_best=1": "`best_by: eval/reward/mean`",
+    "on_policy={reward: arithmetic} method=grpo evaluate_entropy=true": "tells `entropy` anyway",
 }
 
 

@@ -42,10 +42,13 @@ from mi_align.models import (
     with_padding,
 )
 from mi_align.training import preference_loss, rewards, summarise
+from mi_align.training.config import RunConfig
 from mi_align.training.exporting import export_model
 from mi_align.training.fitting import fitted
+from mi_align.training.inputs import method_of
 from mi_align.training.readers import reader, reads_score
 from mi_align.training.scoring import reward_scorer
+from mi_align.training.settings import load
 from mi_align.training.trained import parts_of
 
 SHAPE = DecoderConfig(vocab_size=258, width=16, layers=1, heads=2)
@@ -270,3 +273,9 @@ def test_the_gradient_reaches_what_a_response_reads_and_the_head(model: Pretrain
     read = np.concatenate([tokens[: mask.nonzero()[0][-1] + 1] for tokens, mask in pairs])
     assert set(np.flatnonzero(np.any(slope["embedding"].get_value() != 0, axis=-1))) == set(read)
     assert np.any(slope["score"].get_value() != 0)
+
+
+def test_a_reward_model_has_no_entropy_to_tell() -> None:
+    config = load(RunConfig, None, ["data.train=x.jsonl", "method=bradley_terry", "evaluate_entropy=true"])
+    with pytest.raises(ValueError, match="'bradley_terry' trains a reward model, which has no"):
+        method_of(config)

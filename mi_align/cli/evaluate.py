@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mi_align.cli.train import about_data
+
 if TYPE_CHECKING:
     from mi_align.training.config import RunConfig
     from mi_align.training.evaluation import Evaluation
@@ -108,13 +110,7 @@ class _Hyper:
 
 def _told(config: RunConfig, came: Evaluation) -> list[str]:
     """The report in lines."""
-    inputs = came.inputs
     lines = [f"{config.method}: {config.model.pretrained} on {len(came.examples):,} examples of {config.data.train}"]
-    for name in ("truncated_prompts", "truncated_responses", "indistinct", "merged"):
-        number = sum(getattr(counts, name) for counts in inputs.counts)
-        lines += [f"{name.replace('_', ' ')}: {number:,}"] if number else []
-    lines += [note.removeprefix("training: ") for note in inputs.notes]
-    if inputs.faults:
-        lines.append(f"{len(inputs.faults):,} rows left out, the first: {inputs.faults[0]}")
+    lines += [line.removeprefix("training: ") for line in about_data(came.inputs)]
     width = max(map(len, came.numbers))
     return [*lines, *(f"{name:{width}}  {value:,.6g}" for name, value in came.numbers.items())]

@@ -22,7 +22,25 @@ __all__ = ["Reward", "Sft", "Train"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Train:
+class _Run:
+    """What all commands that train are told."""
+
+    settings: Annotated[tuple[str, ...], tyro.conf.Positional]
+    """A YAML file and overrides, or overrides alone: run.yaml batch=32 optimiser.rate=1e-4."""
+    resume: bool = False
+    """Go on from the last checkpoint in `output`: bit for bit as if the run had not been interrupted."""
+    dry_run: bool = False
+    """Read everything, print the settings, the counts and the memory that a compiled step needs, and train nothing."""
+    several_hosts: bool = False
+    """This is one process of several, each started with the same command: see docs/training.md."""
+
+    def train(self, settings: tuple[str, ...]) -> int:
+        """Load, train, tell."""
+        return train(settings, resume=self.resume, dry_run=self.dry_run, several_hosts=self.several_hosts)
+
+
+@dataclasses.dataclass(frozen=True)
+class Train(_Run):
     """Train a language model by any method of the table.
 
     Settings come from a YAML file, and from `key.of.part=value` after it. Writes config.yaml, metrics.jsonl,
@@ -30,22 +48,14 @@ class Train:
     step, with a checkpoint.
     """
 
-    settings: Annotated[tuple[str, ...], tyro.conf.Positional]
-    """A YAML file and overrides, or overrides alone: run.yaml method=mio optimiser.rate=1e-4."""
-    resume: bool = False
-    """Go on from the last checkpoint in `output`: bit for bit as if the run had not been interrupted."""
-    dry_run: bool = False
-    """Read everything, print the settings, the counts and the memory that a compiled step needs, and train nothing."""
-    several_hosts: bool = False
-    """This is one process of several, each started with the same command: see docs/training.md."""
     topology: str | None = None
     """With --dry-run: compile the step for these TPUs instead, v5e:4x4 say, which need not be there. Reads no weights
     and no data. Needs `pip install "jax[tpu]"`."""
 
     def run(self) -> int:
-        """Load, train, tell."""
+        """Train, or compile for devices that are not there."""
         if self.topology is None:
-            return train(self.settings, resume=self.resume, dry_run=self.dry_run, several_hosts=self.several_hosts)
+            return self.train(self.settings)
         if not self.dry_run:
             raise ValueError(
                 "--topology names devices that are not there, where nothing can be trained: add --dry-run."
@@ -54,41 +64,21 @@ class Train:
 
 
 @dataclasses.dataclass(frozen=True)
-class Sft:
+class Sft(_Run):
     """Train a language model on demonstrations, or on the chosen responses of preferences: `train` with method=sft."""
 
-    settings: Annotated[tuple[str, ...], tyro.conf.Positional]
-    """A YAML file and overrides, as for `train`."""
-    resume: bool = False
-    """Go on from the last checkpoint in `output`."""
-    dry_run: bool = False
-    """As for `train`."""
-    several_hosts: bool = False
-    """As for `train`."""
-
     def run(self) -> int:
-        """Load, train, tell."""
-        settings = (*self.settings, "method=sft", "hyper={}")
-        return train(settings, resume=self.resume, dry_run=self.dry_run, several_hosts=self.several_hosts)
+        """Train."""
+        return self.train((*self.settings, "method=sft", "hyper={}"))
 
 
 @dataclasses.dataclass(frozen=True)
-class Reward:
+class Reward(_Run):
     """Train a reward model on preferences: `train` with method=bradley_terry, or plackett_luce_reward if set."""
 
-    settings: Annotated[tuple[str, ...], tyro.conf.Positional]
-    """A YAML file and overrides, as for `train`."""
-    resume: bool = False
-    """Go on from the last checkpoint in `output`."""
-    dry_run: bool = False
-    """As for `train`."""
-    several_hosts: bool = False
-    """As for `train`."""
-
     def run(self) -> int:
-        """Load, train, tell."""
-        settings = _for_rewards(self.settings)
-        return train(settings, resume=self.resume, dry_run=self.dry_run, several_hosts=self.several_hosts)
+        """Train."""
+        return self.train(_for_rewards(self.settings))
 
 
 def _for_rewards(settings: tuple[str, ...]) -> tuple[str, ...]:
@@ -186,13 +176,19 @@ def _tell(console: Console, config: RunConfig, inputs: Inputs | OnPolicyInputs, 
         f"{config.method}: {trained + frozen:,} parameters{parts}, {shape[0]:,} examples to train on and "
         f"{held_out:,} to evaluate, {each}, {steps:,} steps of {config.batch}"
     ]
+    console.print(*say, *about_data(inputs), sep="\n", markup=False)
+
+
+def about_data(inputs: Inputs | OnPolicyInputs) -> list[str]:
+    """What became of the data, in lines: what was cut, what else was done, and what was left out."""
+    say = []
     for name in ("truncated_prompts", "truncated_responses", "indistinct", "merged"):
         number = sum(getattr(counts, name) for counts in inputs.counts)
         say += [f"{name.replace('_', ' ')}: {number:,}"] if number else []
     say += inputs.notes
     if inputs.faults:
         say.append(f"{len(inputs.faults):,} rows left out, the first: {inputs.faults[0]}")
-    console.print(*say, sep="\n", markup=False)
+    return say
 
 
 def _list_faults(config: RunConfig, inputs: Inputs | OnPolicyInputs) -> None:

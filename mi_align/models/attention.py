@@ -24,8 +24,8 @@ from mi_align.numerics import as_float
 
 __all__ = ["Attend", "attend", "attention_of", "kernel_of"]
 
-#: (queries, keys, values, which slots a token may look at or None, whether the layer is windowed) -> mixed values.
-Attend = Callable[[Array, Array, Array, Array | None, Array], Array]
+#: (queries, keys, values, which slots a token may look at or None) -> mixed values.
+Attend = Callable[[Array, Array, Array, Array | None], Array]
 
 Kernel = Literal["xla", "cudnn", "splash"]
 
@@ -68,20 +68,20 @@ def kernel_of(config: DecoderConfig, dtype: jnp.dtype, layout: Layout | None, *,
     return config.attention
 
 
-def attention_of(config: DecoderConfig, kernel: Kernel, layout: Layout | None) -> Attend:
-    """The attention of a decoder's layers, by a kernel that `kernel_of` chose."""
+def attention_of(config: DecoderConfig, kernel: Kernel, layout: Layout | None) -> Callable[..., Array]:
+    """The attention of a decoder's layers by a kernel that `kernel_of` chose: an `Attend` of a layer's `windowed=`."""
     scale = config.head_width**-0.5 if config.attention_scale is None else config.attention_scale
     if kernel == "xla":
         by_hand = _platform(layout) == "cpu"
         by_mask = functools.partial(attend, scale=scale, soft_cap=config.attention_soft_cap, by_hand=by_hand)
-        return lambda query, key, value, mask, windowed: by_mask(query, key, value, mask)
+        return lambda query, key, value, mask, *, windowed: by_mask(query, key, value, mask)
     if kernel == "cudnn":
         within: Callable[..., Array] = functools.partial(_cudnn, scale=scale)
     else:
         within = functools.partial(_splash, scale=scale, soft_cap=config.attention_soft_cap, layout=layout)
     far, near = (functools.partial(within, window=window) for window in (None, config.window))
 
-    def by_window(query: Array, key: Array, value: Array, mask: Array | None, windowed: Array) -> Array:
+    def by_window(query: Array, key: Array, value: Array, mask: Array | None, *, windowed: Array) -> Array:
         if len(set(config.windowed_layers)) == 1:
             return (near if config.windowed_layers[0] else far)(query, key, value)
         return jax.lax.cond(windowed, near, far, query, key, value)

@@ -152,8 +152,8 @@ class Decoder(nnx.Module):
             context = everywhere
             if near is not None:
                 context = jax.tree.map(lambda a, b: jnp.where(layer.windowed, b, a), everywhere, near)
-            context = context._replace(windowed=layer.windowed)
-            return nnx.merge(graphdef, layer.params)(keep(x), context, layer.cache, attend)
+            mix = functools.partial(attend, windowed=layer.windowed)
+            return nnx.merge(graphdef, layer.params)(keep(x), context, layer.cache, mix)
 
         layers = _Layer(params, jnp.asarray(config.windowed_layers), cache)
         unroll = config.layers if config.layers <= _UNROLLED else 1
@@ -177,7 +177,7 @@ def _contexts(
     """
     rotary = config.learned_positions is None
     far = turn(positions, frequencies(config)) if rotary else None
-    everywhere = Context(positions, far, None, jnp.asarray(False))
+    everywhere = Context(positions, far, None)
     if config.window is None and cache is None and segments is None:
         return everywhere, None
     before = within = None

@@ -47,13 +47,11 @@ class Context(NamedTuple):
       turn: of rotary positions; None where positions were learned.
       mask: which slots a token may look at; None: those up to its own, where a row is one sequence without a cache, and
         the window's, which kernels know.
-      windowed: whether the layer sees no further than the window.
     """
 
     positions: Int[Array, "#B T"]
     turn: Turn | None
     mask: Bool[Array, "#B T S"] | None
-    windowed: Bool[Array, ""]
 
 
 class KeysAndValues(NamedTuple):
@@ -156,7 +154,7 @@ class Attention(nnx.Module):
             at = (example, context.positions)
             cache = KeysAndValues(cache.keys.at[at].set(key), cache.values.at[at].set(value))
             key, value = cache
-        mixed = attend(query, key, value, context.mask, context.windowed)
+        mixed = attend(query, key, value, context.mask)
         return self.out(mixed.reshape(*x.shape[:2], -1)), cache
 
 

@@ -232,11 +232,6 @@ class RunConfig:
             raise ValueError(
                 "`follow_every` moves a live reference, but `reference` is 'cached'. Set `reference: live`."
             )
-        if self.evaluate_entropy and self.method in ("bradley_terry", "plackett_luce_reward"):
-            raise ValueError(
-                f"`evaluate_entropy` is set, but {self.method!r} trains a reward model, which has no distribution over "
-                "tokens. Leave it out."
-            )
         if self.on_policy is not None:
             self._check_on_policy(self.on_policy.inner_steps)
 
@@ -248,6 +243,8 @@ class RunConfig:
                     f"`{name}` is {getattr(self, name)}, but a multiple of `on_policy.inner_steps` = {inner_steps} was "
                     "wanted: a checkpoint holds no responses, so that it is made between two rollouts."
                 )
+        if self.evaluate_entropy:
+            raise ValueError("`evaluate_entropy` is set, but a run with `on_policy` tells `entropy` anyway.")
         default = DataConfig(train="")
         for name in ("packing", "buckets", "negatives", "threshold"):
             if getattr(self.data, name) != getattr(default, name):

@@ -99,6 +99,11 @@ def method_of(config: RunConfig) -> Method | None:
     if config.method not in METHODS and not any(config.method in row.aliases for row in METHODS.values()):
         raise checks.unknown_name("method", config.method, METHODS)
     method = METHODS[config.method].configure(**config.hyper)
+    if config.evaluate_entropy and reads_score(method):
+        raise ValueError(
+            f"`evaluate_entropy` is set, but {method.name!r} trains a reward model, which has no distribution over "
+            "tokens. Leave it out."
+        )
     if reads_divergence(method) and config.reference != "live":
         raise ValueError(
             f"{method.name!r} reads KL(π_ref ‖ π) over the whole vocabulary at each token, which is too much to keep. "
