@@ -10,6 +10,7 @@ model's definition needs (`mi_align.training.devices`), padding included, over t
 from __future__ import annotations
 
 import argparse
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +36,11 @@ MODELS: dict[str, tuple[dict[str, Any], int, int]] = {
 }
 
 
-def measured(name: str, attention: Any, budget: float) -> dict[str, Any]:
+def measured(name: str, attention: Any, remat: Any, budget: float) -> dict[str, Any]:
     """One row."""
     shape, pairs, time = MODELS[name]
-    config = DecoderConfig(**shape, remat="layers", attention=attention)
-    row: dict[str, Any] = {"model": name, "attention": attention, "pairs": pairs, "time": time}
+    config = DecoderConfig(**shape, remat=remat, attention=attention)
+    row: dict[str, Any] = {"model": name, "attention": attention, "remat": remat, "pairs": pairs, "time": time}
     try:
         step, state, batch, parameters = _compiled(config, pairs, time)
         seconds, loss = _seconds(step, state, batch, budget)
@@ -91,6 +92,7 @@ def table(rows: list[dict[str, Any]]) -> str:
         {
             "model": lambda row: row["model"],
             "attention": lambda row: row["attention"],
+            "made again": lambda row: row["remat"],
             "pairs × tokens": lambda row: f"{row['pairs']} × {row['time']}",
             "ms a step": cell("seconds", "{:,.1f}", 1e3),
             "tokens/s": cell("tokens_per_second", "{:,.0f}"),
@@ -105,7 +107,8 @@ def main() -> None:
     """Measure, print, keep."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--models", nargs="+", choices=MODELS, help="default: all but the toy; on a CPU the toy")
-    parser.add_argument("--attention", nargs="+", default=["auto", "xla"], help="kernels, each for itself")
+    parser.add_argument("--attention", nargs="+", default=["auto"], help="kernels, each for itself")
+    parser.add_argument("--remat", nargs="+", default=["dots", "layers"], help="what is made again, each for itself")
     parser.add_argument("--budget", type=float, default=10.0, help="seconds of steps a row")
     parser.add_argument("--write", action="store_true", help="keep the results under benchmarks/results")
     parser.add_argument("--output", type=Path, help="the folder to keep them in")
@@ -114,8 +117,8 @@ def main() -> None:
     names = told.models or (["toy"] if on_cpu else [name for name in MODELS if name != "toy"])
     rows = []
     for name in names:
-        for attention in told.attention:
-            rows.append(measured(name, attention, told.budget))
+        for attention, remat in itertools.product(told.attention, told.remat):
+            rows.append(measured(name, attention, remat, told.budget))
             print(table(rows[-1:]).splitlines()[-1], flush=True)
     print(f"\n{table(rows)}")
     if told.write:

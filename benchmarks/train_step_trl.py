@@ -18,7 +18,7 @@ from trl import DPOConfig, DPOTrainer
 from benchmarks.train_step_case import CASE, STEPS, Contender, Evidence, Probe
 from benchmarks.train_step_torch import Keep, keeper, load_rows
 
-__all__ = ["run"]
+__all__ = ["padding_tokenizer", "run"]
 
 #: Tiles of the patched trainer, rows and entries of the vocabulary.
 TILE = 1024, 4096
@@ -37,7 +37,7 @@ def run(row: Contender, folder: Path, threads: int, probe: Probe, *, evidence: b
         model=model,
         args=_options(row, folder),
         train_dataset=_data(rows),
-        processing_class=_tokenizer(),
+        processing_class=padding_tokenizer(),
         callbacks=[watch],
     )
     seen: list[torch.Tensor] = []
@@ -130,7 +130,7 @@ def _data(rows: torch.Tensor) -> Dataset:
     )
 
 
-def _tokenizer() -> PreTrainedTokenizerFast:
+def padding_tokenizer() -> PreTrainedTokenizerFast:
     """A tokenizer that is asked for its padding alone: the data are tokens already."""
     words = {"<pad>": 0, "<s>": 1, "</s>": 2}
     model = {"type": "WordLevel", "vocab": words, "unk_token": "<pad>"}

@@ -148,7 +148,35 @@ def test_a_kernel_that_cannot_is_refused() -> None:
 def test_cudnn_is_the_formula(window: int | None, drawn) -> None:
     shape = dataclasses.replace(config(window=window), attention="cudnn")
     half = [x.astype(jnp.bfloat16) for x in drawn]
-    came = attention_of(shape, "cudnn", None)(*half, None, windowed=jnp.asarray(window is not None))
-    np.testing.assert_allclose(came.astype(jnp.float32), formula(*half, scale=WIDTH**-0.5, window=window), atol=2e-2)
-    graphdef, params = init_decoder(shape, jax.random.key(0), jnp.bfloat16)
-    assert jnp.isfinite(hidden_states(graphdef, params, jnp.zeros((1, 64), int))).all()
+
+    def values(*qkv):
+        return attention_of(shape, "cudnn", None)(*qkv, None, windowed=jnp.asarray(window is not None))
+
+    def by_mask(*qkv):
+        behind = jnp.arange(TIME)[:, None] - jnp.arange(TIME)
+        seen = (behind >= 0) & (behind < (window or TIME))
+        return attend(*qkv, seen[None], scale=WIDTH**-0.5, by_hand=True)
+
+    wanted = formula(*half, scale=WIDTH**-0.5, window=window)
+    np.testing.assert_allclose(values(*half).astype(jnp.float32), wanted, atol=2e-2)
+    weights = jnp.cos(jnp.arange(BATCH * TIME * HEADS * WIDTH).reshape(BATCH, TIME, HEADS, WIDTH))
+    came, wanted = (
+        jax.grad(lambda *qkv, f=f: jnp.sum(weights * f(*qkv)), (0, 1, 2))(*given)
+        for f, given in ((values, half), (by_mask, [x.astype(jnp.float32) for x in half]))
+    )
+    for x, y in zip(came, wanted, strict=True):
+        np.testing.assert_allclose(x.astype(jnp.float32), y, atol=2e-2 * np.abs(y).max())
+
+
+@pytest.mark.skipif(jax.default_backend() != "gpu", reason="needs a GPU")
+@pytest.mark.parametrize("time", [40, 41])
+def test_cudnn_learns_from_any_length(time: int, rng: np.random.Generator) -> None:
+    tokens = jnp.asarray(rng.integers(0, 50, (2, time)))
+
+    def slopes(kernel: str):
+        graphdef, params = init_decoder(config(attention=kernel), jax.random.key(0), jnp.bfloat16)
+        return jax.grad(lambda p: jnp.sum(hidden_states(graphdef, p, tokens).astype(jnp.float32) ** 3))(params)
+
+    for x, y in zip(*(jax.tree.leaves(slopes(kernel)) for kernel in ("cudnn", "xla")), strict=True):
+        x, y = x.astype(jnp.float32), y.astype(jnp.float32)
+        assert jnp.linalg.norm(x - y) < 5e-2 * jnp.linalg.norm(y)

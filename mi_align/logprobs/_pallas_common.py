@@ -60,8 +60,11 @@ class PerRow(NamedTuple):
     m: Array
 
 
-def contract(x: Array, y: Array, axes: tuple[int, int]) -> Float[Array, "x y"]:
-    """Sum over one axis of each, in float32: exact products for half precision, all digits for float32."""
+def contract(x: Array, y: Array, axes: tuple[int, int], dtype: Any = jnp.float32) -> Float[Array, "x y"]:
+    """Sum over one axis of each, in float32: exact products for half precision, all digits for float32.
+
+    `dtype` is what the sums are rounded to.
+    """
     common = jnp.promote_types(x.dtype, y.dtype)
     precision = jax.lax.Precision.HIGHEST if common == jnp.float32 else jax.lax.Precision.DEFAULT
     return jax.lax.dot_general(
@@ -69,7 +72,7 @@ def contract(x: Array, y: Array, axes: tuple[int, int]) -> Float[Array, "x y"]:
         y.astype(common),
         (((axes[0],), (axes[1],)), ((), ())),
         precision=precision,
-        preferred_element_type=jnp.float32,
+        preferred_element_type=dtype,
     )
 
 

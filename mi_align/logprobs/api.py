@@ -87,8 +87,10 @@ def token_logps(
       implementation: the way: "auto" (the platform's), "chunked" (XLA), "reference" (plain, with all logits), or
         "pallas_gpu" and "pallas_tpu": kernels in float32 and half precision whose tiles never leave the chip (forward
         passes of `token_statistics` and of frozen heads are "chunked"'s); on other platforms they are interpreted,
-        which is slow. They were compiled for Hopper, Ampere, v5e, v5p and v6e and timed on none, so that "auto" does
-        not take them yet.
+        which is slow. "auto" takes "pallas_gpu" on an NVIDIA GPU from Ampere on, in half precision, where none of the
+        next three options is given and the logits are more than one tile; everywhere else "chunked". Under `vmap` over
+        different masks its backward pass costs several times as much: give the masks' axis as one of the batch.
+        "pallas_tpu" was compiled for v5e, v5p and v6e and timed on none.
       memory_budget: bytes of logits that may be kept from the forward to the backward pass, instead of making them
         again; as many tiles as fit are. Default: `tiles.TILE_BYTES`, which is as much as one tile needs anyway.
       filter_eps: in the backward pass, skip tiles in which every probability is below it and no target lies (gradient
@@ -118,8 +120,7 @@ def token_logps(
     """
     _check(hidden, vocabulary, targets, where, bias)
     folded = _folded(hidden, vocabulary, bias, soft_cap, temperature, logit_scale)
-    plan = _planned(hidden, vocabulary, where, implementation, memory_budget, filter_eps, tiles, layout)
-    way = _way(implementation, targets)
+    way, plan = _planned(hidden, vocabulary, where, implementation, memory_budget, filter_eps, tiles, layout)
     return _logps(hidden, vocabulary, targets, where, *folded, way=way, plan=plan, layout=layout)
 
 
@@ -159,15 +160,16 @@ def token_statistics(
     """
     _check(hidden, vocabulary, targets, where, bias)
     folded = _folded(hidden, vocabulary, bias, soft_cap, temperature, logit_scale)
-    plan = _planned(hidden, vocabulary, where, implementation, memory_budget, filter_eps, tiles, layout)
+    way, plan = _planned(hidden, vocabulary, where, implementation, memory_budget, filter_eps, tiles, layout)
     plan = dataclasses.replace(plan, statistics=True)
-    way = _way(implementation, targets)
     return _statistics(hidden, vocabulary, targets, where, *folded, way=way, plan=plan, layout=layout)
 
 
-def _way(implementation: str, targets: Array) -> str:
-    """The name of a way; no tiles go over no positions."""
-    return chosen(implementation) if jnp.size(targets) else REFERENCE
+def _suits_a_kernel(hidden: Array, vocabulary: Array, *options: Any) -> bool:
+    """Whether "auto" may be a Pallas kernel: half precision, none of the options, more logits than one tile has."""
+    half = jnp.dtype(hidden.dtype).itemsize == jnp.dtype(vocabulary.dtype).itemsize == 2
+    logits = 4 * jnp.size(hidden) // max(1, jnp.shape(hidden)[-1]) * jnp.shape(vocabulary)[0]
+    return half and all(option is None for option in options) and logits > tile_bytes()
 
 
 @functools.partial(jax.jit, static_argnames=("way", "plan", "layout"))
@@ -288,15 +290,15 @@ def _planned(
     filter_eps: float | None,
     given: Tiles | None,
     layout: Layout | None,
-) -> Plan:
-    """Everything static, from shapes alone."""
+) -> tuple[str, Plan]:
+    """The name of a way, and everything static, from shapes alone."""
     if memory_budget is not None:
         checks.number("memory_budget", memory_budget, checks.Range(at_least=0, remedy="It is in bytes."))
     if filter_eps is not None:
         checks.number("filter_eps", filter_eps, checks.Range(above=0, below=1, remedy="Pass None to skip nothing."))
-    name = chosen(implementation)
-    if name == REFERENCE:
-        return Plan(Tiles(1, 1, 1))
+    name = chosen(implementation, suits=_suits_a_kernel(hidden, vocabulary, memory_budget, filter_eps, given))
+    if name == REFERENCE or not jnp.size(hidden):  # no tiles go over no positions
+        return REFERENCE, Plan(Tiles(1, 1, 1))
     if name in PALLAS_WAYS:
         _check_for_kernels(name, hidden, vocabulary, memory_budget=memory_budget, filter_eps=filter_eps, tiles=given)
     rows, vocab = max(1, jnp.size(hidden) // max(1, jnp.shape(hidden)[-1])), jnp.shape(vocabulary)[0]
@@ -306,7 +308,7 @@ def _planned(
     sizes = Tiles(sizes.rows, sizes.tail, min(sizes.vocabulary, vocab))
     budget = tile_bytes() if memory_budget is None else memory_budget
     padded = -(-rows // sizes.tail) * sizes.tail
-    return Plan(sizes, False, kept_tiles(budget, padded, vocab, sizes, dtype), filter_eps)
+    return name, Plan(sizes, False, kept_tiles(budget, padded, vocab, sizes, dtype), filter_eps)
 
 
 def _check_for_kernels(name: str, hidden: Array, vocabulary: Array, **options: Any) -> None:

@@ -6,14 +6,15 @@ fixed order. `backward` goes over chunks of rows × vocabulary: a kernel recompu
 their derivative, in the inputs' dtype, for two matmuls of the library: 6·N·V·D operations, 2 of them recomputation.
 Nothing depends on the order in which programs end, as it would with atomic additions: the same bits in every run.
 
-Memory beside inputs and gradients: one chunk of derivatives, one of the vocabulary's gradient in float32, and the
-hidden states' gradient in float32.
+Memory beside inputs and gradients: one chunk of derivatives, and the hidden states' gradient in float32; where the rows
+are several chunks, or h·v is scaled, one chunk of the vocabulary's gradient in float32 too.
 
-Edges. Neither N, V nor D need be a multiple of anything: loads beyond an end are masked. Chunks of rows beyond `rows`
-cost nothing, and zeros are written there, whatever they hold.
+Edges. Neither N, V nor D need be a multiple of anything: loads beyond an end are masked. Row tiles from `rows` on cost
+the kernels nothing. The matmuls go over the smallest of a few lengths that covers `rows`: a loop of a number of steps
+that only the device knows would stop for the host at each of them.
 
 Kernels go through Triton, for Hopper and Ampere alike. XLA compiles them only where there is a GPU, Triton's own
-compiler also without one (`benchmarks/triton_aot.py`). They have been timed on none.
+compiler also without one (`benchmarks/triton_aot.py`).
 
 Letters: N tokens, V vocabulary, D features.
 """
@@ -50,16 +51,18 @@ ANY_SHARED = 96 * KIB
 WARPS, STAGES = 8, 3
 #: Programs that keep every multiprocessor busy: four for each of 132.
 PROGRAMS = 528
-#: Rows and vocabulary of a chunk of the backward pass: 16 MiB of derivatives in half precision.
-CHUNK = (2048, 4096)
+#: Rows and vocabulary of a chunk of the backward pass; of a wide vocabulary matrix half as much is as fast.
+CHUNK, WIDE = (8192, 4096), 2048
+#: Into how many lengths the rows are divided, of which the matmuls take one, and how short it may be.
+LENGTHS, SHORTEST = 8, 512
 
 
 def tiles_for(N: int, D: int, V: int, dtype: Any, device_kind: str) -> Tiles:
     """The tiles of a program, from a model of the device's memory.
 
-    Float32 sums of a tile live in the registers of `WARPS` warps: 128 × 128 take 64 of the 255 that a thread has, which
-    leaves room for the element-wise part. Products of float32 with all digits run outside the matrix units, where a
-    quarter of that is enough. Shared memory holds `STAGES` tiles of both inputs; the features of a step shrink until
+    Float32 sums of a tile live in the registers of `WARPS` warps: 128 × 256 take 128 of the 255 that a thread has,
+    which leaves room for the element-wise part. Products of float32 with all digits run outside the matrix units, where
+    an eighth of that is enough. Shared memory holds `STAGES` tiles of both inputs; the features of a step shrink until
     they fit.
 
     Args:
@@ -70,11 +73,11 @@ def tiles_for(N: int, D: int, V: int, dtype: Any, device_kind: str) -> Tiles:
       device_kind: as `jax.devices()[0].device_kind` tells it, e.g. `"NVIDIA H100 80GB HBM3"`.
 
     >>> tiles_for(8192, 4096, 128256, "bfloat16", "NVIDIA H100 80GB HBM3")
-    Tiles(rows=128, vocabulary=128, features=64)
+    Tiles(rows=128, vocabulary=256, features=64)
     """
     size = jnp.dtype(dtype).itemsize
-    side = 128 if size <= 2 else 64
-    rows, vocabulary, features = _power_of_two(N, side), _power_of_two(V, side), _power_of_two(D, side // 2)
+    most = (128, 256, 64) if size <= 2 else (64, 64, 32)
+    rows, vocabulary, features = (_power_of_two(*pair) for pair in zip((N, V, D), most, strict=True))
     shared = next((bytes_ for name, bytes_ in SHARED.items() if name in device_kind), ANY_SHARED)
     while STAGES * size * features * (rows + vocabulary) > shared and features > 16:
         features //= 2
@@ -113,21 +116,22 @@ def forward(
       rows: how many rows count. Default: all.
       entries: how many entries of the vocabulary count. Default: all.
       tiles: see `tiles_for`, which is the default.
-      shares: into how many parts the vocabulary goes. Default: as many as make `PROGRAMS` programs.
+      shares: into how many parts the vocabulary goes. Default: as many as make no more than `PROGRAMS` programs, a few
+        full waves.
       device_kind: what `tiles_for` is asked for.
       interpret: `True` runs without a GPU.
     """
     (N, D), V = hidden.shape, vocabulary.shape[0]
     tiles = tiles or tiles_for(N, D, V, hidden.dtype, device_kind)
     row_tiles, column_tiles = pl.cdiv(N, tiles.rows), pl.cdiv(V, tiles.vocabulary)
-    each = pl.cdiv(column_tiles, min(shares or pl.cdiv(PROGRAMS, row_tiles), column_tiles))
+    each = pl.cdiv(column_tiles, min(shares or max(1, PROGRAMS // row_tiles), column_tiles))
     shares = pl.cdiv(column_tiles, each)
     kept = counts(rows, N, entries, V)
     arrays = [hidden, vocabulary, inside(targets, kept[1]), *([] if bias is None else [bias])]
     part = jax.ShapeDtypeStruct((shares, N), jnp.float32)
     chosen, top, total = pl.pallas_call(
         functools.partial(_forward, tiles=tiles, each=each, capped=soft_cap is not None),
-        grid=(row_tiles, shares),
+        grid=(shares, row_tiles),  # all shares of a few rows at a time, whose hidden states then stay in the cache
         out_shape=[part] * 3,
         compiler_params=plgpu.CompilerParams(num_warps=WARPS, num_stages=STAGES),
         name="logprobs_forward",
@@ -143,7 +147,7 @@ def _forward(kept: Any, factors: Any, *refs: Any, tiles: Tiles, each: int, cappe
     """One row tile against one share of the vocabulary: the target's logit, the maximum, and Σ exp(logit − maximum)."""
     hidden, vocabulary, targets, *bias, chosen_out, top_out, total_out = refs
     (N, _), V = hidden.shape, vocabulary.shape[0]
-    first_row, share = pl.program_id(0) * tiles.rows, pl.program_id(1)
+    share, first_row = pl.program_id(0), pl.program_id(1) * tiles.rows
     here = pl.ds(first_row, tiles.rows)
     in_reach = first_row + jnp.arange(tiles.rows) < N
     target = plgpu.load(targets.at[here], mask=in_reach, other=-1)
@@ -212,7 +216,7 @@ def backward(
     entries: Int[Array, ""] | int | None = None,
     wanted: tuple[bool, bool] = (True, True),
     tiles: Tiles | None = None,
-    chunk: tuple[int, int] = CHUNK,
+    chunk: tuple[int, int] | None = None,
     device_kind: str = "",
     interpret: bool = False,
 ) -> tuple[Float[Array, "N D"] | None, Float[Array, "V D"] | None, Float[Array, " V"] | None]:
@@ -229,55 +233,95 @@ def backward(
       wanted: whether the gradient by `hidden` is, and whether those by `vocabulary` and `bias` are; what is not is None
         and costs nothing.
       tiles: of the kernel.
-      chunk: rows and vocabulary of a chunk.
+      chunk: rows and vocabulary of a chunk. Default: `CHUNK`, half of it from `WIDE` features on.
     """
     (N, D), V = hidden.shape, vocabulary.shape[0]
     tiles = tiles or tiles_for(N, D, V, hidden.dtype, device_kind)
-    chunk = min(chunk[0], N), min(chunk[1], V)
+    chunk = chunk or (CHUNK if D < WIDE else (CHUNK[0], CHUNK[1] // 2))
     kept = counts(rows, N, entries, V)
     numbers = [inside(targets, V), *(x.astype(jnp.float32) for x in (top, log_mass, t, a, b, c, m))]
     arrays = [hidden, vocabulary, *PerRow(*numbers), *([] if bias is None else [bias])]
     factors = _factors(scale, soft_cap)
+    plain = isinstance(scale, int | float) and scale == 1
 
-    def slopes_at(row: Any, column: Any) -> list[Array]:
-        """The derivative by one chunk's logits; 0 wherever another chunk has been, or none is wanted. With a bias also
-        its sums over the rows of each tile, in float32."""
-        bounds = jnp.stack([*kept, row, _start(row, chunk[0], N), column, _start(column, chunk[1], V)])
-        grid = pl.cdiv(chunk[0], tiles.rows), pl.cdiv(chunk[1], tiles.vocabulary)
-        slopes = jax.ShapeDtypeStruct(chunk, jnp.promote_types(hidden.dtype, vocabulary.dtype))
-        sums = jax.ShapeDtypeStruct((grid[0], chunk[1]), jnp.float32)
-        return pl.pallas_call(
-            functools.partial(_slopes, tiles=tiles, biased=bias is not None, capped=soft_cap is not None),
-            grid=grid,
-            out_shape=[slopes] if bias is None else [slopes, sums],
-            compiler_params=plgpu.CompilerParams(num_warps=WARPS, num_stages=STAGES),
-            name="logprobs_slopes",
-            interpret=interpret,
-        )(bounds, factors, *arrays)
+    def over(length: int) -> tuple[Array | None, Array | None, Array | None]:
+        """All three, from the first `length` rows."""
+        sizes = min(chunk[0], length), min(chunk[1], V)
+        slopes_at = functools.partial(
+            _slopes_at, arrays, kept, factors, length, sizes, tiles, bias is not None, soft_cap is not None, interpret
+        )
+        front = hidden[:length] if rows is None else within(hidden[:length], 0, kept[0], 0)
+        return _over_chunks(slopes_at, front, vocabulary, sizes, None if plain else factors[0], wanted)
 
-    d_hidden, d_vocabulary, d_bias = _over_chunks(slopes_at, hidden, vocabulary, kept[0], chunk, factors[0], wanted)
+    def padded(length: int) -> tuple[Array | None, Array | None, Array | None]:
+        d_hidden, d_vocabulary, d_bias = over(length)
+        d_hidden = None if d_hidden is None else jnp.pad(d_hidden, ((0, N - length), (0, 0)))
+        return d_hidden, d_vocabulary, d_bias
+
+    if rows is None:
+        slopes = over(N)
+    else:
+        step = min(N, max(SHORTEST, tiles.rows * pl.cdiv(pl.cdiv(N, LENGTHS), tiles.rows)))
+        lengths = [min(N, step * (i + 1)) for i in range(pl.cdiv(N, step))]
+        which = jnp.clip((kept[0] - 1) // step, 0, len(lengths) - 1)
+        slopes = jax.lax.switch(which, [functools.partial(padded, length) for length in lengths])
+    d_hidden, d_vocabulary, d_bias = slopes
     return (
-        d_hidden.astype(hidden.dtype) if wanted[0] else None,
-        d_vocabulary if wanted[1] else None,
-        d_bias.astype(bias.dtype) if wanted[1] and bias is not None else None,
+        None if d_hidden is None else d_hidden.astype(hidden.dtype),
+        d_vocabulary,
+        None if bias is None or d_bias is None or not wanted[1] else d_bias.astype(bias.dtype),
     )
+
+
+def _slopes_at(
+    arrays: list[Array],
+    kept: Array,
+    factors: Array,
+    length: int,
+    sizes: tuple[int, int],
+    tiles: Tiles,
+    biased: bool,
+    capped: bool,
+    interpret: bool,
+    row: Any,
+    column: Any,
+) -> list[Array]:
+    """The derivative by the logits of the chunk that is wanted from `row` and `column` on; 0 wherever another chunk has
+    been, or none is wanted. With a bias also its sums over the rows of each tile, in float32."""
+    hidden, vocabulary, *_ = arrays
+    bounds = jnp.stack(
+        [*kept, row, _start(row, sizes[0], length), column, _start(column, sizes[1], vocabulary.shape[0])]
+    ).astype(jnp.int32)
+    row_tiles, column_tiles = pl.cdiv(sizes[0], tiles.rows), pl.cdiv(sizes[1], tiles.vocabulary)
+    slopes = jax.ShapeDtypeStruct(sizes, jnp.promote_types(hidden.dtype, vocabulary.dtype))
+    sums = jax.ShapeDtypeStruct((row_tiles, sizes[1]), jnp.float32)
+    return pl.pallas_call(
+        functools.partial(_slopes, tiles=tiles, biased=biased, capped=capped),
+        grid=(column_tiles, row_tiles),  # as in `forward`: a chunk of the vocabulary stays in the cache
+        out_shape=[slopes, sums] if biased else [slopes],
+        compiler_params=plgpu.CompilerParams(num_warps=WARPS, num_stages=STAGES),
+        name="logprobs_slopes",
+        interpret=interpret,
+    )(bounds, factors, *arrays)
 
 
 def _over_chunks(
     slopes_at: Any,
     hidden: Array,
     vocabulary: Array,
-    kept: Array,
     chunk: tuple[int, int],
-    scale: Array,
+    scale: Array | None,
     wanted: tuple[bool, bool],
-) -> tuple[Array, Array, Array]:
-    """Both gradients and that of a bias: for each chunk of the vocabulary all chunks of rows that count.
+) -> tuple[Array | None, Array | None, Array | None]:
+    """Both gradients and that of a bias: for each chunk of the vocabulary all chunks of rows.
 
     The last chunk of an axis is as long as the others and begins earlier; its `slopes` are 0 where it goes over old
     ground, so that adding it changes nothing there.
     """
     (N, D), V = hidden.shape, vocabulary.shape[0]
+    row_chunks = pl.cdiv(N, chunk[0])
+    # One product makes a chunk's gradient, whose sums cuBLAS takes in float32 whatever it writes.
+    d_v_dtype = vocabulary.dtype if row_chunks == 1 and scale is None else jnp.dtype(jnp.float32)
 
     def vocabulary_chunk(j: Any, carry: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
         d_hidden, d_vocabulary, d_bias = carry
@@ -292,20 +336,25 @@ def _over_chunks(
             if wanted[0]:
                 d_hidden = _add_at(d_hidden, contract(slopes, v, (1, 0)), row)
             if wanted[1]:
-                h = within(jax.lax.dynamic_slice(hidden, (row, 0), (chunk[0], D)), row, kept, 0)
-                d_v = d_v + contract(slopes, h, (0, 0))
+                h = jax.lax.dynamic_slice(hidden, (row, 0), (chunk[0], D))
+                d_v = d_v + contract(slopes, h, (0, 0), d_v_dtype)
             return d_hidden, d_v, d_b
 
-        nothing = jnp.zeros((chunk[1], D if wanted[1] else 0), jnp.float32), jnp.zeros(chunk[1], jnp.float32)
-        d_hidden, d_v, d_b = jax.lax.fori_loop(0, pl.cdiv(kept, chunk[0]), row_chunk, (d_hidden, *nothing))
+        nothing = jnp.zeros((chunk[1], D if wanted[1] else 0), d_v_dtype), jnp.zeros(chunk[1], jnp.float32)
+        carry = d_hidden, *nothing
+        d_hidden, d_v, d_b = (
+            jax.lax.fori_loop(0, row_chunks, row_chunk, carry) if row_chunks > 1 else row_chunk(0, carry)
+        )
         if not wanted[1]:
             return d_hidden, d_vocabulary, d_bias
-        return d_hidden, _add_at(d_vocabulary, scale * d_v, column), _add_at(d_bias, d_b, column)
+        d_v = d_v if scale is None else scale * d_v
+        return d_hidden, _add_at(d_vocabulary, d_v, column), _add_at(d_bias, d_b, column)
 
     shapes = ((N, D) if wanted[0] else (0,)), (vocabulary.shape if wanted[1] else (0,)), (V,)
     dtypes = jnp.float32, vocabulary.dtype, jnp.float32
     nothing = tuple(jnp.zeros(shape, dtype) for shape, dtype in zip(shapes, dtypes, strict=True))
-    return jax.lax.fori_loop(0, pl.cdiv(V, chunk[1]), vocabulary_chunk, nothing)
+    d_hidden, d_vocabulary, d_bias = jax.lax.fori_loop(0, pl.cdiv(V, chunk[1]), vocabulary_chunk, nothing)
+    return d_hidden if wanted[0] else None, d_vocabulary if wanted[1] else None, d_bias
 
 
 def _start(wanted: Any, length: int, limit: int) -> Any:
@@ -324,7 +373,7 @@ def _slopes(bounds: Any, factors: Any, *refs: Any, tiles: Tiles, biased: bool, c
     hidden, vocabulary, *rest = refs
     numbers, rest = rest[: len(PerRow._fields)], rest[len(PerRow._fields) :]
     bias, (out, *sums) = (rest[:1], rest[1:]) if biased else ([], rest)
-    i, j = pl.program_id(0) * tiles.rows, pl.program_id(1) * tiles.vocabulary
+    j, i = pl.program_id(0) * tiles.vocabulary, pl.program_id(1) * tiles.rows
     soft_cap = factors[1] if capped else None
     first_row, first_column = bounds[3] + i, bounds[5] + j
     row, column = first_row + jnp.arange(tiles.rows), first_column + jnp.arange(tiles.vocabulary)
@@ -339,7 +388,7 @@ def _slopes(bounds: Any, factors: Any, *refs: Any, tiles: Tiles, biased: bool, c
     row_in_reach, in_reach = i + jnp.arange(tiles.rows) < out.shape[0], j + jnp.arange(tiles.vocabulary) < out.shape[1]
     plgpu.store(out.at[here, columns], slope.astype(out.dtype), mask=row_in_reach[:, None] & in_reach[None, :])
     for total in sums:
-        plgpu.store(total.at[pl.program_id(0), columns], jnp.sum(slope, axis=0), mask=in_reach)
+        plgpu.store(total.at[pl.program_id(1), columns], jnp.sum(slope, axis=0), mask=in_reach)
 
 
 def _factors(scale: Any, soft_cap: Any) -> Float[Array, " 2"]:

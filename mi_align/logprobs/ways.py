@@ -20,14 +20,22 @@ WAYS: dict[str, Way] = {
     **PALLAS_WAYS,
 }
 
-#: What `implementation="auto"` takes, by platform: the Pallas kernels were compiled for theirs, but timed on none.
-CHOICE = {"cpu": "chunked", "gpu": "chunked", "tpu": "chunked"}
+#: What `implementation="auto"` takes, by platform, where its arguments suit a kernel; else, and elsewhere, "chunked".
+#: The GPU's is ahead of it on an H100; the TPU's was compiled, but never timed.
+CHOICE = {"cpu": "chunked", "gpu": "pallas_gpu", "tpu": "chunked"}
 
 
-def chosen(implementation: str) -> str:
-    """The name of a way, for "auto" that of the platform's."""
+def chosen(implementation: str, *, suits: bool) -> str:
+    """The name of a way; for "auto" the platform's, which may be a kernel only where the arguments suit one."""
     if implementation == "auto":
-        return CHOICE.get(jax.default_backend(), "chunked")
+        way = CHOICE.get(jax.default_backend(), "chunked")
+        return way if way not in PALLAS_WAYS or (suits and _has_matrix_units()) else "chunked"
     if implementation not in {*WAYS, REFERENCE}:
         raise checks.unknown_name("implementation", implementation, {*WAYS, REFERENCE, "auto"})
     return implementation
+
+
+def _has_matrix_units() -> bool:
+    """Whether this GPU multiplies bfloat16 in hardware: NVIDIA's from Ampere on."""
+    capability = str(getattr(jax.devices()[0], "compute_capability", ""))
+    return capability.replace(".", "").isdigit() and float(capability) >= 8

@@ -22,12 +22,15 @@ from mi_align.logprobs import Layout
 from mi_align.models.config import DecoderConfig
 from mi_align.numerics import as_float
 
-__all__ = ["Attend", "attend", "attention_of", "kernel_of"]
+__all__ = ["EVEN", "Attend", "attend", "attention_of", "kernel_of"]
 
 #: (queries, keys, values, which slots a token may look at or None) -> mixed values.
 Attend = Callable[[Array, Array, Array, Array | None], Array]
 
 Kernel = Literal["xla", "cudnn", "splash"]
+
+#: What cuDNN's times are multiples of.
+EVEN = 2
 
 #: What Splash's tiles and a TPU's lanes are multiples of.
 _LANES = 128
@@ -69,7 +72,10 @@ def kernel_of(config: DecoderConfig, dtype: jnp.dtype, layout: Layout | None, *,
 
 
 def attention_of(config: DecoderConfig, kernel: Kernel, layout: Layout | None) -> Callable[..., Array]:
-    """The attention of a decoder's layers by a kernel that `kernel_of` chose: an `Attend` of a layer's `windowed=`."""
+    """The attention of a decoder's layers by a kernel that `kernel_of` chose: an `Attend` of a layer's `windowed=`.
+
+    That of "cudnn" wants times that are multiples of `EVEN`: its gradient refuses odd ones.
+    """
     scale = config.head_width**-0.5 if config.attention_scale is None else config.attention_scale
     if kernel == "xla":
         by_hand = _platform(layout) == "cpu"

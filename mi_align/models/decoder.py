@@ -13,7 +13,7 @@ from jax.sharding import PartitionSpec as P
 from jaxtyping import Array, Bool, Float, Int
 
 from mi_align.logprobs import Layout
-from mi_align.models.attention import attention_of, kernel_of
+from mi_align.models.attention import EVEN, attention_of, kernel_of
 from mi_align.models.config import DecoderConfig
 from mi_align.models.layers import Block, Context, KeysAndValues, Norm
 from mi_align.models.positions import frequencies, turn, window_frequencies
@@ -138,13 +138,18 @@ class Decoder(nnx.Module):
         layout: Layout | None = None,
     ) -> tuple[Float[Array, "B T D"], Any]:
         config, keep = self.config, functools.partial(_kept, layout)
+        masked = cache is not None or segments is not None
+        kernel = kernel_of(config, self.embedding.dtype, layout, masked=masked)
+        time = tokens.shape[1]
+        if kernel == "cudnn" and time % EVEN:  # here, where it costs nothing; no token looks at one that is added
+            tokens = jnp.pad(tokens, ((0, 0), (0, -time % EVEN)))
+            positions = jnp.arange(tokens.shape[1])[None]
         x = keep(self.embedding[tokens])
         if config.embedding_scale != 1:
             x = x * jnp.asarray(config.embedding_scale, x.dtype)
         if self.positions is not None:
             x = x + self.positions[positions]
         graphdef, params = nnx.split(self.blocks)
-        kernel = kernel_of(config, x.dtype, layout, masked=cache is not None or segments is not None)
         attend = attention_of(config, kernel, layout)
         everywhere, near = _contexts(config, positions, cache, segments, by_mask=kernel == "xla")
 
@@ -158,7 +163,7 @@ class Decoder(nnx.Module):
         layers = _Layer(params, jnp.asarray(config.windowed_layers), cache)
         unroll = config.layers if config.layers <= _UNROLLED else 1
         x, cache = jax.lax.scan(_remembered(step, config), x, layers, unroll=unroll)
-        return self.norm(x), cache
+        return self.norm(x[:, :time]), cache
 
 
 def _kept(layout: Layout | None, x: Float[Array, "batch time features"]) -> Float[Array, "batch time features"]:
