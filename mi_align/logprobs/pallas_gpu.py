@@ -45,8 +45,9 @@ from mi_align.logprobs._pallas_common import (
 __all__ = ["backward", "forward", "tiles_for"]
 
 KIB = 2**10
+HOPPER = ("H100", "H200", "GH200")
 #: Shared memory that one block may use, by the part of `device_kind` that names the generation; elsewhere 96 KiB.
-SHARED = {"H100": 227 * KIB, "H200": 227 * KIB, "GH200": 227 * KIB, "A100": 163 * KIB}
+SHARED = dict.fromkeys(HOPPER, 227 * KIB) | {"A100": 163 * KIB}
 ANY_SHARED = 96 * KIB
 WARPS, STAGES = 8, 3
 #: Programs that keep every multiprocessor busy: four for each of 132.
@@ -60,10 +61,11 @@ LENGTHS, SHORTEST = 8, 512
 def tiles_for(N: int, D: int, V: int, dtype: Any, device_kind: str) -> Tiles:
     """The tiles of a program, from a model of the device's memory.
 
-    Float32 sums of a tile live in the registers of `WARPS` warps: 128 × 256 take 128 of the 255 that a thread has,
-    which leaves room for the element-wise part. Products of float32 with all digits run outside the matrix units, where
-    an eighth of that is enough. Shared memory holds `STAGES` tiles of both inputs; the features of a step shrink until
-    they fit.
+    Float32 sums of a tile live in the registers of `WARPS` warps: 128 × 128 take 64 of the 255 that a thread has, which
+    leaves room for the element-wise part. Hopper's matrix units read their operands from shared memory and leave room
+    for twice as many: a sixth faster there, where hidden states are read again for each tile of the vocabulary.
+    Products of float32 with all digits run outside the matrix units, where a quarter is enough. Shared memory holds
+    `STAGES` tiles of both inputs; the features of a step shrink until they fit.
 
     Args:
       N: tokens.
@@ -76,8 +78,9 @@ def tiles_for(N: int, D: int, V: int, dtype: Any, device_kind: str) -> Tiles:
     Tiles(rows=128, vocabulary=256, features=64)
     """
     size = jnp.dtype(dtype).itemsize
-    most = (128, 256, 64) if size <= 2 else (64, 64, 32)
-    rows, vocabulary, features = (_power_of_two(*pair) for pair in zip((N, V, D), most, strict=True))
+    side = 128 if size <= 2 else 64
+    wide = 2 * side if size <= 2 and any(name in device_kind for name in HOPPER) else side
+    rows, vocabulary, features = _power_of_two(N, side), _power_of_two(V, wide), _power_of_two(D, side // 2)
     shared = next((bytes_ for name, bytes_ in SHARED.items() if name in device_kind), ANY_SHARED)
     while STAGES * size * features * (rows + vocabulary) > shared and features > 16:
         features //= 2
