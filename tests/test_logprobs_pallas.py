@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 from types import ModuleType
@@ -16,6 +17,7 @@ from jax.experimental.pallas import tpu as pltpu
 
 from mi_align.logprobs import pallas_gpu, pallas_tpu
 from mi_align.logprobs._pallas_common import PerRow, Tiles, contract, cotangent
+from tests.abstract_gpu import gpu_in_mind
 
 SCALE = 0.7
 
@@ -333,7 +335,8 @@ def test_both_passes_lower_without_the_hardware(kind, model) -> None:
         return backend.backward(*x[:-1], soft_cap=30.0, rows=x[-1], device_kind=kind)
 
     for f, arguments in ((forward, (*case, rows)), (backward, (*case, *[number] * 7, rows))):
-        program = export.export(jax.jit(f), platforms=[platform], disabled_checks=[TRITON])(*arguments)
+        with gpu_in_mind(kind) if platform == "cuda" else contextlib.nullcontext():
+            program = export.export(jax.jit(f), platforms=[platform], disabled_checks=[TRITON])(*arguments)
         text = program.mlir_module()
         assert {"tpu": "tpu_custom_call", "cuda": "__gpu$xla.gpu.triton"}[platform] in text
         if math.prod(pallas_gpu.CHUNK) < N * V:  # else all of them are one chunk
