@@ -3,6 +3,7 @@
     python benchmarks/objectives.py --write           10⁴ … 10⁸ scores, about 15 minutes on 2 cores, 20 GB at the end
     python benchmarks/objectives.py --quick           10⁴ and 10⁶ scores, no torch.compile
     python benchmarks/objectives.py --only nca_loss --sizes 1e7
+    python benchmarks/objectives.py --write --resume  what an interrupted run has not measured yet
 
 Bytes are the fewest that must move, four a number: `value` reads every input and writes a loss an example; `gradient`
 (value and gradient of the mean loss) reads every input and writes a derivative for each that has one. A share of 1 is
@@ -15,6 +16,7 @@ import argparse
 import dataclasses
 import functools
 import importlib.util
+import json
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -171,6 +173,7 @@ def measure(case: Case, n: int, *, budget: float, compile_torch: bool) -> list[d
             rows.append(
                 {
                     "objective": case.name,
+                    "size": n,
                     "scores": read,
                     "pass": which,
                     "implementation": name,
@@ -211,6 +214,12 @@ def _ratio(ours: dict[str, Any], peer: dict[str, Any]) -> str:
     return f"{peer['seconds'] / ours['seconds']:.2f}" + ("" if peer["right"] else " (WRONG)")
 
 
+def measured_before(folder: Path) -> list[dict[str, Any]]:
+    """The rows of an earlier run, if there was one."""
+    path = folder / "objectives.json"
+    return json.loads(path.read_text())["rows"] if path.exists() else []
+
+
 def main() -> None:
     """Parse, measure, write and show."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -220,6 +229,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="10⁴ and 10⁶ scores, no torch.compile")
     parser.add_argument("--write", action="store_true", help="write results/<device>/objectives.json and .md")
     parser.add_argument("--output", type=Path, help="write into this folder instead")
+    parser.add_argument("--resume", action="store_true", help="keep the rows that are written there already")
     options = parser.parse_args()
     sizes = options.sizes or ([1e4, 1e6] if options.quick else [1e4, 1e5, 1e6, 1e7, 1e8])
     work = [(case, int(n)) for n in sizes for case in CASES if n <= case.largest]
@@ -228,8 +238,11 @@ def main() -> None:
     if not work:
         parser.error(f"no objective's name contains {options.only!r}; there are: {', '.join(c.name for c in CASES)}")
     folder = options.output or (RESULTS / harness.device_name() if options.write else None)
-    rows: list[dict[str, Any]] = []
+    rows = measured_before(folder) if options.resume and folder else []
+    known = {(row["objective"], row["size"]) for row in rows}
     for case, n in work:
+        if (case.name, n) in known:
+            continue
         print(f"{case.name} at {n:,} scores", flush=True)
         rows += measure(case, n, budget=options.budget, compile_torch=not options.quick)
         jax.clear_caches()

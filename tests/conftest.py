@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -14,6 +16,8 @@ os.environ["MI_ALIGN_CACHE"] = "off"  # nothing is written into, or read from, t
 import jax
 import numpy as np
 import pytest
+from jax._src import compiler
+from jax._src.interpreters import mlir
 
 from tests.conformance.fuzz_table import pytest_terminal_summary  # noqa: F401  # a hook
 
@@ -23,6 +27,7 @@ gc.set_threshold(100_000, 50, 50)  # traces are many objects that live on
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--seed", type=int, default=0, help="draw other random inputs (default 0)")
+    parser.addoption("--optimised", action="store_true", help="compile every program as users' are, in twice the time")
     parser.addoption("--typecheck", action="store_true", help="check every annotated shape and dtype while testing")
 
 
@@ -37,31 +42,39 @@ def pytest_report_header(config: pytest.Config) -> str:
     return f"seed: {config.getoption('--seed')} (each test draws from the seed and its own name)"
 
 
-#: Beginnings of the names of files that compile many large programs and run each a few times.
-_WHOLE_PROGRAMS = (
-    "test_training",
-    "test_models",
-    "test_packing",
-    "test_on_policy",
-    "test_reward",
-    "test_evaluate",
-    "test_logprobs_pallas",
-    "test_benchmark",
-)
+#: Files whose subject is what users' programs compute to the last digit: compiled as those are.
+_AS_USERS_COMPILE = ("test_truth", "test_found", "test_fuzz", "test_training_sharding")
+#: Most of the suite's time is XLA's, 40 ms for the smallest program; a quarter of that with these.
+_CHEAPLY = {
+    "xla_backend_optimization_level": 0,
+    "xla_llvm_disable_expensive_passes": True,
+    "xla_cpu_use_fusion_emitters": False,
+}
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _programs(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Compile whole programs in half the time, and give back the memory of a file's programs, which no other file runs.
+    """Compile cheaply in the quick suite, and give back the memory of a file's programs, which no other file runs.
 
-    LLVM optimises them little; what is slow, `make test-slow`, is compiled as users' programs are.
+    What is slow, `make test-slow`, is compiled as users' programs are, and so is everything with `--optimised`.
     """
-    quick = request.config.getoption("markexpr") == "not slow"
-    lazy = quick and request.module.__name__.rpartition(".")[2].startswith(_WHOLE_PROGRAMS)
-    jax.config.update("jax_disable_most_optimizations", lazy)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+    quick = request.config.getoption("markexpr") == "not slow" and not request.config.getoption("--optimised")
+    exact = request.module.__name__.rpartition(".")[2].startswith(_AS_USERS_COMPILE)
+    with pytest.MonkeyPatch.context() as patch:
+        if quick and not exact and jax.default_backend() == "cpu":
+            patch.setattr(compiler, "get_compile_options", _cheaply(compiler.get_compile_options))
+            patch.setattr(mlir, "make_ir_context", functools.cache(mlir.make_ir_context))
+        yield
     jax.clear_caches()
+
+
+def _cheaply(options: Callable[..., Any]) -> Callable[..., Any]:
+    """JAX's own compile options, with ours below those of a `jit`. It has no public way to set them for all."""
+
+    def get(*args: Any, env_options_overrides: dict[str, Any] | None = None, **more: Any) -> Any:
+        return options(*args, env_options_overrides=_CHEAPLY | (env_options_overrides or {}), **more)
+
+    return get
 
 
 @pytest.fixture

@@ -216,6 +216,7 @@ def test_the_summary_shows_whole_ways_of_the_first_shape_beside_compiled_torch(t
 
 def test_the_summary_sets_whole_losses_side_by_side(tmp_path: Path) -> None:
     keep(tmp_path / "cpu", "logprobs", row(LOGPS, "chunked"))
+    keep(tmp_path / "interrupted", "logprobs", row(LOGPS, "chunked", **{"pass": "forward"}))
     keep(tmp_path / "cpu", "tokamax", row(LOGPS, "plain", seconds=6.0), row(LOGPS, "tokamax", seconds=4.0))
     keep(
         tmp_path / "cpu",
@@ -229,6 +230,7 @@ def test_the_summary_sets_whole_losses_side_by_side(tmp_path: Path) -> None:
         row("orpo", "liger", "wrong"),
     )
     text = summary(tmp_path)
+    assert "interrupted" not in text
     assert "\n| `tokamax` | 50% | 1.50 | 3 MiB |\n" in text
     assert text.rstrip().split("\n")[-5:] == [
         "| loss, forward and backward | `chunked`, × plain JAX | `liger`, × plain JAX "

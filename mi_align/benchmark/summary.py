@@ -43,8 +43,8 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _timed(path: Path) -> bool:
-    """Whether there are rows that were run; compilers alone leave none."""
-    return any(row.get("status") == "right" for row in _read(path)["rows"])
+    """Whether both passes were run: compilers alone leave no such rows, and an interrupted run leaves one pass."""
+    return any(row.get("status") == "right" and row["pass"] == "gradient" for row in _read(path)["rows"])
 
 
 def _beside_tokamax(path: Path) -> str:
