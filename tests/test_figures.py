@@ -13,8 +13,10 @@ import pytest
 from mi_align.equivalences.figures import FIGURES
 from mi_align.equivalences.figures.style import COLOUR
 
+QUICK = ("gain_cap", "late_decline")
 
-@pytest.mark.parametrize("name", FIGURES)
+
+@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in FIGURES])
 def test_a_figure_is_labelled_and_changes_nothing_global(name: str) -> None:
     before = dict(matplotlib.rcParams)
     figure = FIGURES[name]()

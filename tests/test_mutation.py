@@ -6,9 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
+@pytest.mark.slow
 def test_one_mutant_is_run_in_a_process_of_its_own_and_killed() -> None:
     command = [sys.executable, "-m", "tests.mutation", "--module", "objectives/kl", "--sample", "1", "--workers", "1"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

@@ -34,7 +34,7 @@ class Run(NamedTuple):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
-    """One run of the command."""
+    """One run of the command. What needs it is slow: `.ci/run` has a run of its own, which fails where a claim does."""
     folder = tmp_path_factory.mktemp("reproduce") / "report"
     with pytest.MonkeyPatch.context() as patch, open(folder.parent / "printed", "w+") as printed:
         patch.setattr(reproduction, "QUICK", TINY)
@@ -47,6 +47,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return Run(code, text, (folder / "report.html").read_text(), record)
 
 
+@pytest.mark.slow
 def test_the_model_certificates_hold_in_both_precisions_and_every_twin_fails(run: Run) -> None:
     model = run.record["language_model"]
     assert {c["dtype"] for c in model} == {"float32", "float64"}
@@ -56,6 +57,7 @@ def test_the_model_certificates_hold_in_both_precisions_and_every_twin_fails(run
     assert all(c["twin_error"] > c["tolerance"] for c in twins if c["dtype"] == "float64")
 
 
+@pytest.mark.slow
 def test_allowed_differences_are_those_that_the_project_states(run: Run) -> None:
     """1e-12 relative in float64, 1e-5 in float32; what is equal by construction has no difference at all."""
     limits = {"float64": 1e-12, "float32": 1e-5}
@@ -64,6 +66,7 @@ def test_allowed_differences_are_those_that_the_project_states(run: Run) -> None
     assert any(c["tolerance"] == 0 for c in exact)
 
 
+@pytest.mark.slow
 def test_known_numbers_of_the_enumerable_policies_come_out(run: Run) -> None:
     toys = run.record["findings"]["toys"]
     assert all(f["holds"] for f in toys)
@@ -72,6 +75,7 @@ def test_known_numbers_of_the_enumerable_policies_come_out(run: Run) -> None:
     assert float(late["toy 34, MIO: chosen log-ratio after 400,000 steps"]) == pytest.approx(0.1849, abs=5e-5)
 
 
+@pytest.mark.slow
 def test_the_exit_code_the_page_and_the_json_tell_one_story(run: Run) -> None:
     judged = [f["holds"] for part in run.record["findings"].values() for f in part]
     passed = all(c["passed"] for c in run.record["ledger"]["certificates"] + run.record["language_model"])
@@ -81,6 +85,7 @@ def test_the_exit_code_the_page_and_the_json_tell_one_story(run: Run) -> None:
     assert ("All of it holds" in run.page) == run.record["passed"]
 
 
+@pytest.mark.slow
 def test_everything_in_the_json_is_on_the_page(run: Run) -> None:
     text = html.unescape(re.sub(r"<[^>]*>", "", run.page))
     for part in run.record["findings"].values():
@@ -114,6 +119,7 @@ class _Links(html.parser.HTMLParser):
             assert self.open.pop() == tag
 
 
+@pytest.mark.slow
 def test_the_page_is_well_formed_and_needs_no_network(run: Run) -> None:
     links = _Links()
     links.feed(run.page)
