@@ -44,8 +44,8 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 #: Most of the suite's time is XLA's, 40 ms for the smallest program; a quarter of that with these.
 _CHEAPLY = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
-#: Files whose subject is what users' programs compute to the last digit are compiled as those are. Where a policy and its
-#: reference must be rounded alike, by fusions of one kind.
+#: Files whose subject is what users' programs compute to the last digit are compiled as those are. Where a policy and
+#: its reference must be rounded alike, by fusions of one kind.
 _OPTIONS: dict[str, dict[str, Any]] = {
     "test_truth": {},
     "test_found": {},
