@@ -141,16 +141,24 @@ def main() -> None:
         make_data(folder / "data.npz")
         gates = {} if given.no_gate else judged(names, folder)
         rows = report.rows_of(measured(names, folder, rounds, threads))
+        keep_results(given, rows, gates, {})  # before the loop, so that nothing stops the rows any more
         mine = [name for name in names if CONTENDERS[name].maker == "ours"]
         loop = start(mine[0], 1, folder, LOOP) if mine else {}
-    text = report.tables(rows, gates, loop, given.note)
-    print(text)
-    if given.write and not given.quick:
-        from mi_align.benchmark import harness
+    print(keep_results(given, rows, gates, loop))
 
+
+def keep_results(
+    given: argparse.Namespace, rows: list[dict[str, Any]], gates: dict[str, dict[str, float]], loop: dict[str, Any]
+) -> str:
+    """The tables, which are written with the numbers where that was asked for."""
+    from benchmarks import train_step_report as report
+    from mi_align.benchmark import harness
+
+    text = report.tables(rows, gates, loop, given.note)
+    if given.write and not given.quick:
         more = {"case": CASE._asdict(), "gates": gates, "loop": loop, "note": given.note}
         harness.write("train-step", rows, text, RESULTS / harness.device_name(), **more)
-    return None
+    return text
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ def products(threads: int) -> dict[str, list[float]]:
 def _bare(row: Contender, folder: Path) -> float:
     config, inputs = _given(row, folder, steps=STEPS)
     program = build_program(config, inputs, STEPS, output=Path(config.output))
-    state, batch = program.state, program.feed.batch(0)
+    state, batch = program.state, program.batch(program.state, 0)
     seconds = []
     for _ in range(2 * STEPS):
         began = time.process_time()
