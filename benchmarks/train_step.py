@@ -130,7 +130,8 @@ def main() -> None:
         parser.add_argument(internal, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.worker is not None:
-        return work(given.worker, given.threads[0], Path(given.folder), given.purpose)
+        work(given.worker, given.threads[0], Path(given.folder), given.purpose)
+        return
     rounds, threads = (1, [1]) if given.quick else (given.rounds, given.threads)
     names = [name for name in CONTENDERS if not given.only or any(word in name for word in given.only)]
     from benchmarks import train_step_report as report
