@@ -70,12 +70,12 @@ def _run(row: Contender, folder: Path, *, steps: int, free: bool) -> float:
     """CPU seconds between lines of the journal: the least of a whole run, the mean where the step is free."""
     config, inputs = _given(row, folder, steps=steps)
     stamps: list[float] = []
-    build = runs.build_program
-    runs.build_program = (lambda *a, **k: _free(build(*a, **k))) if free else build  # type: ignore[assignment]
+    build = runs.program_of
+    runs.program_of = (lambda *a, **k: _free(build(*a, **k))) if free else build  # type: ignore[assignment]
     try:
         runs.run_training(config, inputs, report=lambda step, numbers: stamps.append(time.process_time()))
     finally:
-        runs.build_program = build  # type: ignore[assignment]
+        runs.program_of = build  # type: ignore[assignment]
     each = np.diff(stamps)[2:-1]  # without the compilation, and without the last checkpoint
     return float(each.mean() if free else each.min())
 
