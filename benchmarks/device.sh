@@ -21,6 +21,6 @@ if "$python" -c 'import trl, torch, sys; sys.exit(not torch.cuda.is_available())
     "$python" benchmarks/device_trl.py --write ${1:+--output "$1"}
 fi
 "$python" benchmarks/objectives.py --sizes 1e4 1e6 1e7 1e8 --write ${1:+--output "$1"}
-# Half of the memory is torch's. Liger, where it is installed, has DPO without a given reference only.
+# What JAX leaves of the memory is torch's. Liger, where it is installed, has DPO without a given reference only.
 XLA_PYTHON_CLIENT_MEM_FRACTION=.6 "$python" benchmarks/logprobs.py --budget 0.5 \
     --methods dpo,dpo_reference_free,mio,infonce_dpo,orpo,simpo,kto --write ${1:+--output "$1"}

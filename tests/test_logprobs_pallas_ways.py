@@ -12,7 +12,7 @@ import pytest
 from jax import export
 from jax.sharding import PartitionSpec as P
 
-from mi_align.logprobs import Layout, Tiles, token_logps, token_statistics
+from mi_align.logprobs import Layout, Tiles, pallas_gpu, token_logps, token_statistics
 from tests.abstract_gpu import gpu_in_mind
 
 every_kernel = pytest.mark.parametrize("kernel", ["pallas_gpu", "pallas_tpu"])
@@ -94,6 +94,29 @@ def test_a_vocabulary_that_does_not_divide_over_devices(kernel, travel, rng: np.
         )
 
     agree(by(layout=layout, implementation=kernel), by(implementation="reference"), 2e-6)
+
+
+def test_the_gpus_products_go_over_the_shortest_length_that_covers_a_mask(
+    rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pallas_gpu, "SHORTEST", 16)
+    N = 200  # rows: of four lengths, 64, 128, 192 and all
+    hidden, vocabulary = (jnp.asarray(rng.normal(size=shape), jnp.float32) for shape in ((N, 24), (50, 24)))
+    targets = jnp.asarray(rng.integers(0, 50, N))
+
+    def slopes(way):
+        def total(h, v, where):
+            return jnp.sum(jnp.cos(jnp.arange(N)) * token_logps(h, v, targets, where=where, implementation=way))
+
+        return jax.jit(jax.grad(total, (0, 1)), compiler_options=QUICK)
+
+    came, wanted = slopes("pallas_gpu"), slopes("reference")
+    program = came.lower(hidden, vocabulary, jnp.ones(N, bool)).as_text()
+    assert all(f"tensor<{length}x50xf32>" in program for length in (64, 128, 192)), "a product of each"
+    for kept in (1, 64, 65, 193, N):
+        where = jnp.zeros(N, bool).at[jnp.asarray(rng.permutation(N)[:kept])].set(True)
+        agree(came(hidden, vocabulary, where), wanted(hidden, vocabulary, where), 2e-6)
+    assert not any(x.any() for x in came(hidden, vocabulary, jnp.zeros(N, bool)))
 
 
 @every_kernel
