@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from mi_align.data import Buckets, ByteTokenizer, Preference, buckets, encode_preferences, take, trimmed
+from mi_align.data import Buckets, ByteTokenizer, Preference, buckets, encode_preferences, one_pass, take, trimmed
 
 SIZE, BATCH = 40, 4
 
@@ -68,3 +68,33 @@ def test_lengths_that_are_none_are_refused(rng: np.random.Generator) -> None:
         Buckets.of(data(rng), (1, 8), batch=2, seed=0, steps=1)
     batch = data(rng)
     assert Buckets.of(batch, (10_000,), batch=2, seed=0, steps=1).table == (batch.tokens.shape[-1],)
+
+
+@pytest.mark.parametrize("size", [BATCH, 7, 64])
+def test_a_pass_has_each_example_once_cut_where_nothing_but_padding_follows(
+    size: int, rng: np.random.Generator
+) -> None:
+    batch = data(rng)
+    seen, cut = [], []
+    for picked, count, length in one_pass(batch, size, (16, 24, 48)):
+        assert len(picked) == size and 0 < count <= size
+        ends = np.flatnonzero(take(batch, picked[:count]).response_mask.any((0, 1)))
+        assert length == min(n for n in (16, 24, 48, batch.tokens.shape[-1]) if n > ends[-1])
+        seen += picked[:count].tolist()
+        cut += [length] * count
+    assert sorted(seen) == list(range(SIZE))
+    assert cut == sorted(cut) and (size > SIZE or np.mean(cut) < 0.8 * batch.tokens.shape[-1])
+
+
+def test_a_pass_without_buckets_keeps_the_order_and_cuts_nothing(rng: np.random.Generator) -> None:
+    batch = data(rng)
+    parts = list(one_pass(batch, 7))
+    np.testing.assert_array_equal(np.concatenate([p.picked[: p.full] for p in parts]), np.arange(SIZE))
+    assert {p.length for p in parts} == {batch.tokens.shape[-1]}
+
+
+def test_an_example_without_responses_is_no_longer_than_any(rng: np.random.Generator) -> None:
+    batch = data(rng)
+    batch.response_mask[3] = False
+    first, *_ = one_pass(batch, 1, (16,))
+    assert first.picked.tolist() == [3] and first.length == 16

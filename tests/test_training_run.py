@@ -96,6 +96,27 @@ def test_batches_cut_to_buckets_give_the_losses_of_whole_ones_and_go_on_bit_for_
         assert came == pytest.approx(wanted, rel=2e-3, abs=2e-4)
 
 
+def test_evaluation_and_the_cached_reference_are_cut_to_buckets_and_their_numbers_stay(
+    pairs: str, tmp_path: Path
+) -> None:
+    from mi_align.training import reference_cache
+
+    seen: list[tuple[int, ...]] = []
+    fetch = reference_cache.fetch
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reference_cache, "fetch", lambda x: seen.append(np.shape(x)) or fetch(x))
+        for name, buckets in (("cut", "[9, 10]"), ("whole", "null")):
+            run(settings(pairs, tmp_path / name, f"data.buckets={buckets}", "steps=1", "optimiser.rate=1e-9"))
+    lengths = {shape[-1] for shape in seen if len(shape) == 3 and shape[1] == 2}
+    assert len(lengths) > 1, "the reference was scored at the whole length alone"
+    cut, whole = ([m for m in metrics(tmp_path / name) if "eval/loss" in m] for name in ("cut", "whole"))
+    ties = {"eval/accuracy", "eval/rewards/accuracies"}  # of margins that are 0 but for rounding
+    for came, wanted in zip(cut, whole, strict=True):
+        assert {k: v for k, v in came.items() if k not in ties} == pytest.approx(
+            {k: v for k, v in wanted.items() if k not in ties}, abs=1e-6, rel=1e-5
+        )
+
+
 def test_a_cached_reference_is_a_live_one_but_for_rounding(pairs: str, tmp_path: Path) -> None:
     for reference in ("cached", "live"):
         run(settings(pairs, tmp_path / reference, "method=dpo", f"reference={reference}", "steps=1"))

@@ -5,7 +5,7 @@ Reading files needs Hugging Face `datasets`, which is imported when the first fi
 
 from mi_align.data.arithmetic import arithmetic_preferences, solve
 from mi_align.data.batches import EncodingCounts, PreferenceBatch, batch_indices, encode_preferences, take
-from mi_align.data.buckets import Buckets, trimmed
+from mi_align.data.buckets import Buckets, Pass, one_pass, trimmed
 from mi_align.data.formats import LAYOUTS, read_rows, split_dialogue
 from mi_align.data.grain_batches import grain_batches
 from mi_align.data.hub_tokenizer import (
@@ -31,6 +31,7 @@ __all__ = [
     "HubTokenizer",
     "PackedBatch",
     "Packing",
+    "Pass",
     "Preference",
     "PreferenceBatch",
     "Prompt",
@@ -51,6 +52,7 @@ __all__ = [
     "load_prompts",
     "load_tokenizer",
     "mismatched",
+    "one_pass",
     "pack",
     "padding_id",
     "plan_packing",

@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Int
 
 from mi_align.data.batches import PreferenceBatch, batch_indices
 
-__all__ = ["Buckets", "trimmed"]
+__all__ = ["Buckets", "Pass", "one_pass", "trimmed"]
+
+#: Lengths in tokens, or "powers" for those of two.
+Wanted = Sequence[int] | str
 
 #: Batches in a window: enough for neighbours in length, few enough that an epoch stays well mixed.
 WINDOW = 64
@@ -43,7 +47,7 @@ class Buckets:
     steps: int
 
     @classmethod
-    def of(cls, data: PreferenceBatch, wanted: Sequence[int] | str, *, batch: int, seed: int, steps: int) -> Buckets:
+    def of(cls, data: PreferenceBatch, wanted: Wanted, *, batch: int, seed: int, steps: int) -> Buckets:
         """The buckets of some data.
 
         Args:
@@ -56,20 +60,12 @@ class Buckets:
         Raises:
           ValueError: a length < 2.
         """
-        longest = data.tokens.shape[-1]
-        # Masks come from lengths: the last token of a response is the last of its candidate.
-        ends = data.response_mask * np.arange(1, longest + 1)
-        powers = (2**n for n in range(3, longest.bit_length() + 1))
-        table = {int(length) for length in (powers if isinstance(wanted, str) else wanted)}
-        if min(table, default=2) < 2:
-            raise ValueError(f"`buckets` holds {min(table)}, but lengths of at least 2 tokens were wanted.")
-        shorter = sorted(length for length in table if length < longest)
-        return cls(ends.max((1, 2)), (*shorter, longest), batch, seed, steps)
+        return cls(_lengths(data), _table(data, wanted), batch, seed, steps)
 
     def batch(self, step: int) -> tuple[Int[np.ndarray, " batch"], int]:
         """The examples of batch number `step`, and the length to which it is cut."""
         picked = _ordered(self, step // WINDOW)[step % WINDOW]
-        return picked, self.table[int(np.searchsorted(self.table, self.lengths[picked].max()))]
+        return picked, _cut(self.table, self.lengths[picked])
 
     def share(self) -> float:
         """How much of the token positions of the run's first window is still computed."""
@@ -92,6 +88,63 @@ def _ordered(buckets: Buckets, number: int) -> Int[np.ndarray, "batches batch"]:
     by_length = stream[np.argsort(buckets.lengths[stream], kind="stable")]
     order = np.random.default_rng([seed, number, 1]).permutation(len(steps))
     return by_length.reshape(len(steps), buckets.size)[order]
+
+
+class Pass(NamedTuple):
+    """One batch of a pass over some data.
+
+    Attributes:
+      picked: its examples; a last batch that is not full is filled up with examples that came before.
+      full: how many of them count, the first ones.
+      length: to which it is cut, in tokens.
+    """
+
+    picked: Int[np.ndarray, " batch"]
+    full: int
+    length: int
+
+
+def one_pass(data: PreferenceBatch, batch: int, wanted: Wanted | None = None) -> Iterator[Pass]:
+    """All of some data, each example once: in their order, or with buckets from the shortest to the longest.
+
+    Args:
+      data: the whole data.
+      batch: examples a batch.
+      wanted: lengths as in `Buckets.of`; None: nothing is cut.
+
+    Raises:
+      ValueError: a length < 2.
+    """
+    size, longest = data.tokens.shape[0], data.tokens.shape[-1]
+    table = _table(data, wanted) if wanted else (longest,)
+    lengths = _lengths(data) if wanted else np.full(size, longest)
+    order = np.argsort(lengths, kind="stable")
+    for first in range(0, size, batch):
+        picked = order[np.arange(first, first + batch) % size]
+        count = min(batch, size - first)
+        yield Pass(picked, count, _cut(table, lengths[picked[:count]]))
+
+
+def _lengths(data: PreferenceBatch) -> Int[np.ndarray, " examples"]:
+    """Of each example, the longest of its candidates. Masks come from lengths: a response's last token is the last."""
+    of_any = np.any(data.response_mask, axis=1)
+    after = np.argmax(of_any[:, ::-1], axis=1)  # tokens behind the last one
+    return np.where(np.any(of_any, axis=1), data.tokens.shape[-1] - after, 0)
+
+
+def _table(data: PreferenceBatch, wanted: Wanted) -> tuple[int, ...]:
+    """The lengths to which batches of some data are cut, ascending."""
+    longest = data.tokens.shape[-1]
+    powers = (2**n for n in range(3, longest.bit_length() + 1))
+    table = {int(length) for length in (powers if isinstance(wanted, str) else wanted)}
+    if min(table, default=2) < 2:
+        raise ValueError(f"`buckets` holds {min(table)}, but lengths of at least 2 tokens were wanted.")
+    return (*sorted(length for length in table if length < longest), longest)
+
+
+def _cut(table: Sequence[int], lengths: Int[np.ndarray, " batch"]) -> int:
+    """The least length of a table that holds these."""
+    return table[int(np.searchsorted(table, lengths.max()))]
 
 
 def trimmed(batch: PreferenceBatch, length: int) -> PreferenceBatch:

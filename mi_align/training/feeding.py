@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from mi_align.data import Buckets, PreferenceBatch, batch_indices, take, trimmed
+from mi_align.data import Buckets, PreferenceBatch, batch_indices, one_pass, take, trimmed
 from mi_align.training.arranging import Arrangement
 from mi_align.training.config import RunConfig
 from mi_align.training.inputs import Inputs
@@ -61,19 +61,22 @@ class Feed:
         return place((part, None if scores is None else scores[picked]), self.mesh)
 
     def evaluated(self) -> Iterator[Batch]:
-        """All of the evaluation data in order; the last batch is filled up with examples without candidates."""
-        data, scores, size = self.evaluation, self.scores[1], self.config.batch
+        """All of the evaluation data; the last batch is filled up with examples without candidates.
+
+        They come in their order, or where training has buckets in that of their lengths, cut like training's.
+        """
+        data, scores = self.evaluation, self.scores[1]
         if data is None:
             return
-        for first in range(0, len(data.tokens), size):
-            picked = np.arange(first, first + size)
-            there = picked < len(data.tokens)
-            part = take(data, picked % len(data.tokens))
+        for picked, count, length in one_pass(data, self.config.batch, self.config.data.buckets):
+            there = np.arange(len(picked)) < count
+            part = take(data, picked)
             part = part._replace(
                 candidate_mask=part.candidate_mask & there[:, None],
                 response_mask=part.response_mask & there[:, None, None],
             )
-            yield place((self.arrange(part), None if scores is None else scores[picked % len(data.tokens)]), self.mesh)
+            kept = None if scores is None else scores[picked][..., : length - 1]
+            yield place((self.arrange(trimmed(part, length)), kept), self.mesh)
 
 
 def reference_scores(
@@ -103,6 +106,7 @@ def reference_scores(
     }
     way: dict[str, Any] = {
         "batch": config.batch // config.micro_batches,
+        "buckets": config.data.buckets,
         "folder": folder,
         "rules": rules,
         "tick": tick,
