@@ -22,7 +22,7 @@ from mi_align.benchmark import harness
 from mi_align.data import PreferenceBatch
 from mi_align.methods import METHODS
 from mi_align.models import DecoderConfig, count_parameters, init_decoder
-from mi_align.training import init_state, preference_loss, scorer, summarise, train_step
+from mi_align.training import ROUNDED, init_state, preference_loss, scorer, summarise, train_step
 from mi_align.training.config import OptimiserConfig
 from mi_align.training.devices import batch_flops, utilisation
 from mi_align.training.optimiser import make_optimiser
@@ -59,9 +59,10 @@ def _compiled(config: DecoderConfig, pairs: int, time: int) -> tuple[Any, Any, P
     tokens = rng.integers(0, config.vocab_size, (pairs, 2, time))
     responses = np.broadcast_to(np.arange(time) >= time // 2, tokens.shape)
     batch = PreferenceBatch(tokens, responses, np.ones((pairs, 2), bool))
-    logps = scorer(graphdef, compute_dtype="bfloat16", exact_start=False)
+    logps = scorer(graphdef, compute_dtype="bfloat16")
     optimiser = make_optimiser(OptimiserConfig(rate=1e-6, schedule="constant", warmup=0.0, clip=1.0), 100)
-    step = jax.jit(train_step(preference_loss(logps, METHODS["dpo"], live=logps), optimiser), donate_argnums=0)
+    step = train_step(preference_loss(logps, METHODS["dpo"], live=logps), optimiser)
+    step = jax.jit(step, donate_argnums=0, compiler_options=ROUNDED)
     parameters = count_parameters(params)
     reference = jax.tree.map(jnp.copy, params)
     return step, init_state(params, optimiser, reference=reference), batch, parameters

@@ -98,7 +98,7 @@ def _given(row: Contender, folder: Path, *, steps: int) -> tuple[RunConfig, Inpu
     data = PreferenceBatch(*(np.concatenate([x] * 8) if x is not None else None for x in batch))
     config = RunConfig(
         data=DataConfig(train="made up"),
-        model=ModelConfig(exact_start=row.exact_start, memory_budget=row.memory_budget),
+        model=ModelConfig(memory_budget=row.memory_budget),
         hyper={"beta": CASE.beta},
         optimiser=OptimiserConfig(rate=CASE.rate, schedule="constant", warmup=0.0, clip=CASE.clip),
         output=str(folder / f"run-{time.time_ns()}"),

@@ -50,6 +50,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "test_truth": {},
     "test_found": {},
     "test_fuzz": {},
+    "test_training_exact": {},
     "test_training_sharding": {"xla_backend_optimization_level": 0},
 }
 

@@ -58,7 +58,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(jax, "devices", lambda: devices)
         common = [f"data.train={place / 'pairs.jsonl'}", f"model.pretrained={place / 'base'}", *FEW]
-        best = ["keep_best=1", "best_by=eval/loss", "model.exact_start=false"]
+        best = ["keep_best=1", "best_by=eval/loss"]
         entropy = "evaluate_entropy=true"  # one test compares it with the formula, the others with the run
         assert main(["train", *common, "method=dpo", f"output={place / 'dpo'}", *best, entropy]) == 0
         assert main(["reward", *common, f"output={place / 'reward'}"]) == 0

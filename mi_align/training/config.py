@@ -25,10 +25,8 @@ class ModelConfig:
         optimiser and what is saved keep theirs; None: that of the parameters.
       remat: what the backward pass makes again: "none", all inside "layers", or all but matrix products ("dots").
       attention: the kernel that attends: "auto", the platform's, or "xla", "cudnn", "splash" (`models.DecoderConfig`).
-      exact_start: whether the first step's margins are exactly 0, at the price of one more forward pass a step
-        (`training.scorer`).
       memory_budget: bytes of logits, of a micro-batch on a device, that are kept for the backward pass instead of being
-        made again; None: one tile's (`logprobs.token_logps`).
+        made again; None: one tile's (`logprobs.token_logps`). The first step's margins are 0, with it to rounding only.
       trained: beginnings of the paths of the parameters that are trained, e.g. `blocks.attention`; none named: all.
       lora: a fresh adapter, which alone is trained: `rank`, `alpha`, `targets`, `rslora`; None: there is none.
       adapter: a folder in PEFT's format with an adapter to begin from, which alone is trained.
@@ -40,7 +38,6 @@ class ModelConfig:
     compute_dtype: Literal["float32", "bfloat16"] | None = None
     remat: Literal["none", "layers", "dots"] = "none"
     attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"
-    exact_start: bool = True
     memory_budget: int | None = None
     trained: tuple[str, ...] = ()
     lora: LoraConfig | None = None

@@ -27,7 +27,7 @@ from mi_align.training.parts import Params
 from mi_align.training.program import scorer_of
 from mi_align.training.readers import reader, reads_divergence, reads_score
 from mi_align.training.reference_cache import score_all
-from mi_align.training.scoring import Batch, response_entropy
+from mi_align.training.scoring import ROUNDED, Batch, response_entropy
 from mi_align.training.sharding import head_layout, mesh_of, place, put, shardings
 
 __all__ = ["Evaluation", "Tick", "evaluate"]
@@ -71,7 +71,7 @@ def evaluate(config: RunConfig, *, reference: str | None = None, tick: Tick = la
     model, mesh = inputs.model, mesh_of(config)
     params = model.params if mesh is None else put(model.params, shardings(model.params, mesh))
     feed = Feed(config, inputs.train, inputs.train, (None, scores), Arrangement(None), None, mesh)
-    program = jax.jit(_seen_by(config, method, model))
+    program = jax.jit(_seen_by(config, method, model), compiler_options=ROUNDED)
     parts: list[Metrics] = []
     examples: list[dict[str, Any]] = []
     for batch in feed.evaluated():
@@ -122,7 +122,7 @@ def _with_reference(
     params = beside.params if mesh is None else put(beside.params, shardings(beside.params, mesh))
     scores = None
     if not reads_divergence(method):
-        program = jax.jit(_scorer(config, beside))
+        program = jax.jit(_scorer(config, beside), compiler_options=ROUNDED)
         way: dict[str, Any] = {"batch": config.batch, "tick": tick}
         scores = score_all(lambda params, part: program(params, place(part, mesh)), params, inputs.train, **way)
         params = None

@@ -16,8 +16,8 @@ from mi_align.training.arranging import Arrangement
 from mi_align.training.config import RunConfig
 from mi_align.training.inputs import Inputs
 from mi_align.training.reference_cache import cached_reference
+from mi_align.training.scoring import ROUNDED, TokenLogps
 from mi_align.training.scoring import Batch as Examples
-from mi_align.training.scoring import TokenLogps
 from mi_align.training.sharding import place, put, shardings
 from mi_align.training.state import Params
 
@@ -92,7 +92,7 @@ def reference_scores(
     """The reference's log-probabilities of training and evaluation data, from the cache in `folder` or made now."""
     params = inputs.model.params
     params = params if mesh is None else put(params, shardings(params, mesh))
-    program = jax.jit(score)
+    program = jax.jit(score, compiler_options=ROUNDED)
 
     def compiled(params: Params, batch: Any) -> jax.Array:
         return program(params, place(arrange(batch), mesh))

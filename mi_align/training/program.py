@@ -29,8 +29,8 @@ from mi_align.training.optimiser import make_optimiser, rate_schedule
 from mi_align.training.parts import join
 from mi_align.training.readers import reader
 from mi_align.training.reference_cache import fingerprint
+from mi_align.training.scoring import ROUNDED, TokenLogps, response_entropy, scorer
 from mi_align.training.scoring import Batch as Examples
-from mi_align.training.scoring import TokenLogps, response_entropy, scorer
 from mi_align.training.sharding import head_layout, mesh_of, put, shardings
 from mi_align.training.state import Follow, Params, TrainState, follow_policy, init_state
 from mi_align.training.step import train_step
@@ -107,7 +107,7 @@ def build_program(
     entropy = None
     if config.evaluate_entropy:
         entropy = response_entropy(model.graphdef, layout=layout, compute_dtype=config.model.compute_dtype)
-    evaluate = jax.jit(functools.partial(_evaluate, loss, entropy))
+    evaluate = jax.jit(functools.partial(_evaluate, loss, entropy), compiler_options=ROUNDED)
     compiled = compiled_step(step, state, mesh)
     return Program(
         step=compiled,
@@ -140,8 +140,7 @@ def follow_of(config: RunConfig) -> Follow | None:
 def scorer_of(config: RunConfig, graphdef: nnx.GraphDef[Decoder], layout: Layout | None) -> TokenLogps:
     """The function by which a run scores batches."""
     how = config.model
-    way: dict[str, Any] = {"compute_dtype": how.compute_dtype, "exact_start": how.exact_start}
-    return scorer(graphdef, layout=layout, memory_budget=how.memory_budget, **way)
+    return scorer(graphdef, layout=layout, memory_budget=how.memory_budget, compute_dtype=how.compute_dtype)
 
 
 def scores_live(config: RunConfig, method: Method | None) -> bool:

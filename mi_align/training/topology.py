@@ -26,6 +26,7 @@ from mi_align.training.fitting import reads_labels, reads_mismatched, reads_rewa
 from mi_align.training.inputs import method_of, with_head
 from mi_align.training.optimiser import make_optimiser
 from mi_align.training.program import loss_of, scorer_of, scores_live
+from mi_align.training.scoring import ROUNDED
 from mi_align.training.sharding import head_layout, make_mesh, shardings
 from mi_align.training.state import init_state
 from mi_align.training.step import train_step
@@ -123,7 +124,8 @@ def compile_step(config: RunConfig, devices: list[Any]) -> StepMemory:
     chip = CHIPS.get(kind)
     counts = count_parameters((state.params, state.frozen)), mesh.size, kind
     where = jax.tree.map(lambda x: x.sharding, state)
-    lowered = jax.jit(step, donate_argnums=0, out_shardings=(where, None)).lower(state, batch)
+    program = jax.jit(step, donate_argnums=0, out_shardings=(where, None), compiler_options=ROUNDED)
+    lowered = program.lower(state, batch)
     capacity = None if chip is None else chip.memory
     try:
         used: Any = lowered.compile().memory_analysis()

@@ -19,6 +19,7 @@ from mi_align.training.checkpoints import Checkpoints
 from mi_align.training.config import ModelConfig
 from mi_align.training.metrics import Metrics
 from mi_align.training.parts import Params, partition
+from mi_align.training.scoring import ROUNDED
 from mi_align.training.sharding import shardings
 from mi_align.training.state import TrainState
 from mi_align.training.step import Step
@@ -82,7 +83,7 @@ def compiled_step(step: Step, state: TrainState, mesh: Mesh | None) -> CompiledS
 
     # Without being told, the compiler may lay the new state out otherwise, and the second step would compile again.
     out = None if mesh is None else (shardings(without_frozen(state), mesh), None)
-    return CompiledStep(jax.jit(moving, donate_argnums=0, out_shardings=out))
+    return CompiledStep(jax.jit(moving, donate_argnums=0, out_shardings=out, compiler_options=ROUNDED))
 
 
 def without_frozen(state: TrainState) -> TrainState:

@@ -35,7 +35,7 @@ from mi_align.training.optimiser import make_optimiser, rate_schedule
 from mi_align.training.parts import join
 from mi_align.training.program import Program, first_state, follow_of, scorer_of
 from mi_align.training.reference_cache import fingerprint
-from mi_align.training.scoring import TokenLogps
+from mi_align.training.scoring import ROUNDED, TokenLogps
 from mi_align.training.sharding import head_layout, mesh_of, place
 from mi_align.training.state import Params, TrainState
 from mi_align.training.step import train_step
@@ -112,7 +112,7 @@ class _Rollouts:
         draw = sampler(inputs.model.graphdef, own, eos_id=eos_id, compute_dtype=how)
         self._draw = jax.jit(lambda state, *given: draw(_policy(state), *given))
         parts = score_in_parts(score, config.micro_batches)
-        self._score = jax.jit(functools.partial(_scored, parts))
+        self._score = jax.jit(functools.partial(_scored, parts), compiler_options=ROUNDED)
         self._learn = jax.jit(functools.partial(_learnt, config, inputs.method))
         self._told = jax.jit(functools.partial(rollout_metrics, eos_id=eos_id))
         self._time = max(x.tokens.shape[1] for x in (inputs.train, inputs.evaluation) if x is not None)
