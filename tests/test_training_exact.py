@@ -42,16 +42,20 @@ def furthest(kind: str, dtype: str | None, *, cached: bool, options: dict[str, A
     return float(ratio)
 
 
-@pytest.mark.parametrize("cached", [False, True], ids=["live", "cached"])
-@pytest.mark.parametrize("dtype", [None, "bfloat16"], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("kind", ["llama", *(pytest.param(k, marks=pytest.mark.slow) for k in list(KINDS)[1:])])
+CASES = [(kind, dtype, cached) for kind in KINDS for dtype in (None, "bfloat16") for cached in (False, True)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype", "cached"),
+    [case if case[:2] == ("llama", "bfloat16") else pytest.param(*case, marks=pytest.mark.slow) for case in CASES],
+)
 def test_the_first_log_ratios_are_zero_to_the_last_bit(kind: str, dtype: str | None, cached: bool) -> None:
     # An ulp of a token's: the loop over tiles of a soft-capped head is compiled otherwise beside another.
     allowed = 1e-6 if "logit_soft_cap" in KINDS[kind] and dtype is None else 0.0
     assert furthest(kind, dtype, cached=cached, options=ROUNDED) <= allowed
 
 
-@pytest.mark.parametrize("cached", [False, True], ids=["live", "cached"])
+@pytest.mark.parametrize("cached", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_with_excess_precision_they_are_not(cached: bool) -> None:
     """Otherwise the test above would say nothing."""
     assert furthest("llama", "bfloat16", cached=cached, options=None) > 1e-3

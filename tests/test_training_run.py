@@ -96,6 +96,7 @@ def test_batches_cut_to_buckets_give_the_losses_of_whole_ones_and_go_on_bit_for_
         assert came == pytest.approx(wanted, rel=2e-3, abs=2e-4)
 
 
+@pytest.mark.slow
 def test_evaluation_and_the_cached_reference_are_cut_to_buckets_and_their_numbers_stay(
     pairs: str, tmp_path: Path
 ) -> None:
