@@ -76,4 +76,4 @@ dpo = bradley_terry_loss(positive, negative)
 info_nce = info_nce_loss(positive, negative[None])
 mixture = jnp.stack([positive, negative])  # the marginal of one pair: half chosen, half rejected
 from_dv = jnp.log(2) - donsker_varadhan_bound(positive[None], mixture)
-show("new loss", f"DPO {dpo:.6f} = InfoNCE {info_nce:.6f} = log 2 − DV {from_dv:.6f}")
+show("new loss", f"DPO {dpo:.5f} = InfoNCE {info_nce:.5f} = log 2 − DV {from_dv:.5f}")
