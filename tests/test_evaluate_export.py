@@ -31,7 +31,8 @@ from mi_align.models import (
     save_pretrained,
     vocabulary_matrix,
 )
-from mi_align.training.config import RunConfig
+from mi_align.training.config import DataConfig, ModelConfig, RunConfig
+from mi_align.training.evaluation import evaluate
 from mi_align.training.rewards import load_reward
 from mi_align.training.settings import load
 
@@ -127,6 +128,11 @@ def test_examples_are_written_one_by_one(place: Path, tmp_path: Path, capsys: py
     loss = np.log1p(np.exp(-0.7 * (ratio[:, 0] - ratio[:, 1])))
     np.testing.assert_allclose([e["loss"] for e in examples], loss, rtol=1e-4)
     np.testing.assert_allclose(whole["loss"], loss.mean(), rtol=1e-4)
+    settings = RunConfig(
+        data=DataConfig(train=data, buckets="powers"), model=ModelConfig(pretrained=str(place / "base")), method="sft"
+    )
+    in_order = [(e["prompt"], *e["responses"]) for e in evaluate(settings).examples]
+    assert in_order == [text[:2] for text in texts], "buckets sort nothing here"
     supervised = evaluated(capsys, "--model", str(place / "base"), "--data", data, "--output", str(file))
     examples = [json.loads(line) for line in file.read_text().splitlines()]
     tokens = batch.response_mask[:, 0].sum(axis=-1)

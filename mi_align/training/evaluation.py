@@ -64,7 +64,8 @@ def evaluate(config: RunConfig, *, reference: str | None = None, tick: Tick = la
         reads; the two models do not share their tokens; or the data do not fit the method.
     """
     # What is too much to keep is read from both models at once; else the reference is scored before the policy is read.
-    config = dataclasses.replace(config, reference="live")
+    # Examples are told in the order of their file, and buckets would sort them.
+    config = dataclasses.replace(config, reference="live", data=dataclasses.replace(config.data, buckets=None))
     method = method_of(config)
     _check(config, method, reference)
     inputs, scores, anchor = _with_reference(config, method, reference, tick)
