@@ -32,7 +32,7 @@ def started(output: Path, pairs: Path, *more: str, devices: int, others: dict[st
     """One process of a run."""
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0",
         "PYTHONUNBUFFERED": "1",
         **(others or {}),
     }
