@@ -89,7 +89,7 @@ def test_a_pass_has_each_example_once_cut_where_nothing_but_padding_follows(
 def test_a_pass_without_buckets_keeps_the_order_and_cuts_nothing(rng: np.random.Generator) -> None:
     batch = data(rng)
     parts = list(one_pass(batch, 7))
-    np.testing.assert_array_equal(np.concatenate([p.picked[: p.full] for p in parts]), np.arange(SIZE))
+    np.testing.assert_array_equal(np.concatenate([p.picked[: p.fresh] for p in parts]), np.arange(SIZE))
     assert {p.length for p in parts} == {batch.tokens.shape[-1]}
 
 

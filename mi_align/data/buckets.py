@@ -95,12 +95,12 @@ class Pass(NamedTuple):
 
     Attributes:
       picked: its examples; a last batch that is not full is filled up with examples that came before.
-      full: how many of them count, the first ones.
+      fresh: how many of them had not come before, the first ones.
       length: to which it is cut, in tokens.
     """
 
     picked: Int[np.ndarray, " batch"]
-    full: int
+    fresh: int
     length: int
 
 
