@@ -121,8 +121,8 @@ def one_pass(data: PreferenceBatch, batch: int, wanted: Wanted | None = None) ->
     order = np.argsort(lengths, kind="stable")
     for first in range(0, size, batch):
         picked = order[np.arange(first, first + batch) % size]
-        count = min(batch, size - first)
-        yield Pass(picked, count, _cut(table, lengths[picked[:count]]))
+        fresh = min(batch, size - first)
+        yield Pass(picked, fresh, _cut(table, lengths[picked[:fresh]]))
 
 
 def _lengths(data: PreferenceBatch) -> Int[np.ndarray, " examples"]:
