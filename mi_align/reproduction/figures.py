@@ -58,7 +58,7 @@ def draw_controls(curves: Mapping[str, Curves], plan: Plan) -> Figure:
     capped = np.minimum(1, before * 2 ** (1 / plan.mio_beta))
     left.plot(before, capped, "--", color=INK, linewidth=1, label=f"{2 ** (1 / plan.mio_beta):g} times as probable")
     left.set(xscale="log", yscale="log", ylim=(1e-9, 2))
-    legend(left, loc="upper left")
+    legend(left, loc="lower left")
     title(
         left,
         "MIO's gain is capped at $2^{1/β}$:\nit unlocks nothing that was improbable",
