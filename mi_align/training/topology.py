@@ -26,11 +26,10 @@ from mi_align.training.fitting import reads_labels, reads_mismatched, reads_rewa
 from mi_align.training.inputs import method_of, with_head
 from mi_align.training.optimiser import make_optimiser
 from mi_align.training.program import loss_of, scorer_of, scores_live
-from mi_align.training.scoring import ROUNDED
 from mi_align.training.sharding import head_layout, make_mesh, shardings
 from mi_align.training.state import init_state
 from mi_align.training.step import train_step
-from mi_align.training.trained import parts_of, with_adapter
+from mi_align.training.trained import compiled_step, parts_of, with_adapter
 
 __all__ = ["StepMemory", "compile_step", "devices_of", "shapes_of", "state_bytes", "told"]
 
@@ -123,9 +122,7 @@ def compile_step(config: RunConfig, devices: list[Any]) -> StepMemory:
     kind = devices[0].device_kind
     chip = CHIPS.get(kind)
     counts = count_parameters((state.params, state.frozen)), mesh.size, kind
-    where = jax.tree.map(lambda x: x.sharding, state)
-    program = jax.jit(step, donate_argnums=0, out_shardings=(where, None), compiler_options=ROUNDED)
-    lowered = program.lower(state, batch)
+    lowered = compiled_step(step, state, mesh).lower(state, batch)
     capacity = None if chip is None else chip.memory
     try:
         used: Any = lowered.compile().memory_analysis()
