@@ -48,7 +48,7 @@ def same(one: Any, other: Any) -> bool:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-@pytest.mark.parametrize("shard_bytes", [10**9, 3000])
+@pytest.mark.parametrize("shard_bytes", [pytest.param(10**9, marks=pytest.mark.slow), 3000])
 def test_what_is_written_is_read_back_bit_by_bit(name: str, shard_bytes: int, tmp_path: Path) -> None:
     model = fresh(name)
     save_pretrained(model, tmp_path, shard_bytes=shard_bytes)

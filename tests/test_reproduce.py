@@ -143,7 +143,7 @@ def test_the_cap_is_judged_on_the_improbable_responses_too(times: float) -> None
     assert rare.holds == (times == 1)
 
 
-def test_a_run_fails_if_a_single_judged_finding_does(run: Run) -> None:
+def test_a_run_fails_if_a_single_judged_finding_does() -> None:
     none: list[Any] = []
     results = reproduction.Results(
         *[none] * 3, ledger=(), model=(), learner=None, toys=None, curves={}, findings={}, seconds={}

@@ -119,6 +119,7 @@ def test_evaluation_and_the_cached_reference_are_cut_to_buckets_and_their_number
         )
 
 
+@pytest.mark.slow
 def test_a_cached_reference_is_a_live_one_but_for_rounding(pairs: str, tmp_path: Path) -> None:
     for reference in ("cached", "live"):
         run(settings(pairs, tmp_path / reference, "method=dpo", f"reference={reference}", "steps=1"))

@@ -124,7 +124,7 @@ def test_an_unknown_topology_is_named():
     [
         ("method=sft",),
         ("method=kto", "reference=live"),
-        ("method=infonca", "reference=cached"),
+        pytest.param(("method=infonca", "reference=cached"), marks=pytest.mark.slow),
         ("method=dpo", "reference=live", "model.lora={rank: 2, alpha: 4}"),
     ],
     ids=lambda changes: changes[0],

@@ -107,7 +107,15 @@ def test_nothing_kept_gives_the_stated_value_without_a_derivative(name: str) -> 
             np.testing.assert_array_equal(d, 0, err_msg=n)
 
 
-@pytest.mark.parametrize(("size", "dtype"), [(1, np.float32), (2, np.float64), (7, np.float32), (1000, np.float32)])
+@pytest.mark.parametrize(
+    ("size", "dtype"),
+    [
+        (1, np.float32),
+        (1000, np.float32),
+        pytest.param(2, np.float64, marks=pytest.mark.slow),
+        pytest.param(7, np.float32, marks=pytest.mark.slow),
+    ],
+)
 @every_list
 def test_lists_of_any_length_are_exact(name: str, size: int, dtype: type) -> None:
     c = case(name, dtype, size, (3.0,))
