@@ -10,9 +10,11 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
+from mi_align.training.hosts import connect
 from mi_align.training.journal import OF_THE_MOMENT
 
 STEPS = 3
@@ -102,6 +104,18 @@ def test_two_hosts_stop_and_resume_together(pairs, tmp_path):
     assert done % 8 == 0
     finished(*pair(output, pairs, f"steps={done + 2}", "--resume"))
     assert [line["step"] for line in lines(output)][-3:] == [done + 1, done + 2, done + 2]
+
+
+@pytest.mark.parametrize("told", [None, "48"])
+def test_cpu_devices_have_threads_to_wait_in(told, monkeypatch):
+    """Two hosts once stood still: all four threads of one waited for collectives that the other had not begun."""
+    monkeypatch.setenv("PJRT_NPROC", told or "")
+    if told is None:
+        monkeypatch.delenv("PJRT_NPROC")
+    begun = []
+    monkeypatch.setattr(jax.distributed, "initialize", lambda **_: begun.append(os.environ["PJRT_NPROC"]))
+    connect()
+    assert begun == [told] if told else int(begun[0]) >= 32
 
 
 def test_other_hosts_that_nobody_named(pairs, tmp_path):

@@ -13,6 +13,10 @@ import numpy as np
 
 __all__ = ["agree", "connect", "fetch", "is_first", "wait_for_all"]
 
+#: A CPU device waits for the other hosts in a thread of XLA's pool, which by default has one a core or device. A step
+#: has independent collectives; when all threads wait, each for one that another host has not begun, none comes.
+_CPU_THREADS = 32
+
 
 def connect() -> None:
     """Join the other hosts; before anything else asks JAX for devices.
@@ -20,9 +24,12 @@ def connect() -> None:
     Slurm, Open MPI, Kubernetes and TPU pods are recognised. Elsewhere every host sets `JAX_COORDINATOR_ADDRESS`, the
     first one's host:port, and `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID`, from 0 on.
 
+    XLA's CPU devices get 32 threads or more, unless `PJRT_NPROC` says how many.
+
     Raises:
       ValueError: none of these says who the others are.
     """
+    os.environ.setdefault("PJRT_NPROC", str(max(_CPU_THREADS, os.cpu_count() or 1)))
     try:
         jax.distributed.initialize(num_processes=_number("JAX_NUM_PROCESSES"), process_id=_number("JAX_PROCESS_ID"))
     except ValueError as error:
