@@ -75,5 +75,5 @@ readme: setup ## refresh the README's generated parts
 	@$(bin)/python docs/generate.py
 
 clean: ## remove environments and caches
-	rm -rf .venv .venv-* .pytest_cache .mypy_cache .ruff_cache .hypothesis report
+	rm -rf .venv* .pytest_cache .mypy_cache .ruff_cache .hypothesis report
 	find . -name __pycache__ -prune -exec rm -rf {} +
