@@ -1,5 +1,5 @@
 # Two commands for a fresh machine that has Python >= 3.11, make and git:
-#   make reproduce   set up, then show the paper's equivalences and dynamics (about 4 minutes, writes report/report.html)
+#   make reproduce   set up, then show the paper's equivalences and dynamics (4 to 6 minutes, writes report/report.html)
 #   make test        set up, then run the tests
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
